@@ -1,0 +1,1 @@
+"""The rules of the marketplace: pure functions over msgspec structs; no I/O, no clock, no randomness."""

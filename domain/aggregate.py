@@ -1,0 +1,185 @@
+"""What an aggregate is: state that only its own events change, and the rules that decide them.
+
+The actor runtime hosts any aggregate that follows `Rules`; conversations and orders are the two there are.
+"""
+
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from domain.channels import Kind
+from domain.commands import Actor, Command
+
+
+class AccountNeed(msgspec.Struct, frozen=True):
+    """The rules need to know a user: answered by `Account`, or None for an unknown one."""
+
+    user_id: str
+
+
+class OpenOrdersNeed(msgspec.Struct, frozen=True):
+    """The rules need the number of orders a customer has in state `open`: an int."""
+
+    customer_id: str
+
+
+class MessageNeed(msgspec.Struct, frozen=True):
+    """The rules need a message that the state no longer remembers: `MessageFact`, or None."""
+
+    conversation_id: str
+    message_id: str
+
+
+Need = AccountNeed | OpenOrdersNeed | MessageNeed
+
+
+class WorkerProfile(msgspec.Struct, frozen=True):
+    """What a worker offers: skills (category names), a base in WGS84 degrees, and how far they drive."""
+
+    skills: tuple[str, ...]
+    base_lat: float
+    base_lon: float
+    radius_m: float
+    hourly_rate: int
+    currency: str
+    bio: str = ""
+
+
+class Account(msgspec.Struct, frozen=True):
+    """A user as the rules see them. `roles` is a subset of customer, worker, ops, admin."""
+
+    user_id: str
+    roles: tuple[str, ...]
+    worker: WorkerProfile | None = None
+    phone_verified: bool = True
+
+
+class MessageFact(msgspec.Struct, frozen=True):
+    """Who wrote a message, at which offset, and whether it has been deleted."""
+
+    by: str
+    offset: int
+    deleted: bool = False
+
+
+class Facts:
+    """Answers to needs, as they were a moment before the turn."""
+
+    __slots__ = ("_known",)
+
+    def __init__(self, known: dict[Need, Any] | None = None) -> None:
+        self._known = known or {}
+
+    def account(self, user_id: str) -> Account | None:
+        answer: Account | None = self._known.get(AccountNeed(user_id))
+        return answer
+
+    def open_orders(self, customer_id: str) -> int:
+        answer: int = self._known.get(OpenOrdersNeed(customer_id), 0)
+        return answer
+
+    def message(self, conversation_id: str, message_id: str) -> MessageFact | None:
+        answer: MessageFact | None = self._known.get(MessageNeed(conversation_id, message_id))
+        return answer
+
+
+NO_FACTS = Facts()
+
+S = TypeVar("S")
+E = TypeVar("E")
+
+
+class Decision(msgspec.Struct, Generic[E]):
+    """What a command leads to.
+
+    `events` in order; none means that nothing changes and the command is answered all the same.
+    `related` are commands for other streams of the same partition, decided in the same turn, committed with it.
+    `claims` are keys of which the platform grants each to one stream only (`cal:<worker>:<quarter>`); they are reserved
+    before the turn and kept by its commit. `releases` are keys given back by it.
+    """
+
+    events: list[E] = []
+    related: list[Command] = []
+    claims: tuple[str, ...] = ()
+    releases: tuple[str, ...] = ()
+
+
+class Rules(Protocol[S, E]):
+    """One kind of aggregate. Every method is a pure function of its arguments; `evolve` may reuse the state it got.
+
+    `decide` raises `Refusal` for what is not allowed. A state starts as `initial` and has `version` 0 until its first event.
+    """
+
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def schema(self) -> int:
+        """The version of the snapshot format; older snapshots are ignored and the state is rebuilt from the log."""
+        ...
+
+    @property
+    def snapshot_every(self) -> int:
+        """A snapshot is written whenever this many events have come since the last."""
+        ...
+
+    def initial(self, stream_id: str) -> S: ...
+
+    def parse(self, command: Command) -> Any:
+        """The payload as the struct of its command; Refusal `invalid` with the fields that are wrong.
+
+        Access comes before parameters: the runtime calls `admit` first.
+        """
+        ...
+
+    def admit(self, state: S, command: Command, facts: Facts) -> None:
+        """Refusal `not_found` for who may not know of the stream, `forbidden` for who may know but not do this."""
+        ...
+
+    def needs(self, state: S, actor: Actor, name: str) -> tuple[Need, ...]:
+        """What `admit` and `view` must know beside the state, for this command (or query) name."""
+        ...
+
+    def needs_of(self, state: S, command: Command, parsed: Any) -> tuple[Need, ...]:
+        """What `decide` must know beside the state, now that the payload is understood."""
+        ...
+
+    def touches(self, state: S, command: Command, parsed: Any) -> tuple[str, ...]:
+        """Names of the other streams that `decide` may send related commands to."""
+        ...
+
+    def claims(self, state: S, command: Command, parsed: Any) -> tuple[str, ...]:
+        """Keys that the command would claim if it were accepted."""
+        ...
+
+    def decide(self, state: S, command: Command, parsed: Any, now_ms: int, facts: Facts) -> Decision[E]: ...
+    def evolve(self, state: S, event: E, offset: int) -> S: ...
+    def version(self, state: S) -> int: ...
+    def epoch(self, state: S) -> str:
+        """Constant for the life of the stream, different if another stream ever had its name."""
+        ...
+
+    def may_read(self, state: S, actor: Actor, facts: Facts) -> bool:
+        """Whether the actor may follow the stream: its publications and its history."""
+        ...
+
+    def may_signal(self, state: S, actor: Actor, name: str) -> bool:
+        """Whether the actor may send the ephemeral `typing` or `fix` to the stream now."""
+        ...
+
+    def view(self, state: S, actor: Actor, facts: Facts) -> bytes | None:
+        """The object as JSON, holding what the actor may see of it; None where they may not know of it."""
+        ...
+
+    def hints(self, state: S, events: list[tuple[int, E]]) -> list[tuple[str, bytes]]:
+        """Publications for `user:` channels after these (offset, event) were committed: (user id, JSON)."""
+        ...
+
+    def event_type(self, event: E) -> str: ...
+    def encode_event(self, event: E) -> bytes: ...
+    def decode_event(self, body: bytes) -> E: ...
+    def publication(self, body: bytes) -> bytes:
+        """What the members see of a stored event: its body without the private part, as JSON."""
+        ...
+
+    def encode_state(self, state: S) -> bytes: ...
+    def decode_state(self, body: bytes) -> S: ...

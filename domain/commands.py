@@ -1,0 +1,167 @@
+"""What is said to an activation and what it answers; encoded as MessagePack between the platform's processes.
+
+JSON that clients sent, or will be sent, travels inside as bytes and is never taken apart on the way.
+"""
+
+import hashlib
+from typing import Literal
+
+import msgspec
+
+from domain.channels import Kind, stream_name
+from domain.errors import Refused
+
+ActorKind = Literal["user", "system", "psp", "ops"]
+
+
+class Actor(msgspec.Struct, frozen=True, array_like=True):
+    """Who asks: a user (through one of their device sessions), the platform itself, a payment provider, or operations."""
+
+    kind: ActorKind
+    id: str
+    session_id: str = ""
+
+    @property
+    def label(self) -> str:
+        """The actor as the log keeps it, such as `user:<id>`."""
+        return f"{self.kind}:{self.id}"
+
+    @property
+    def by(self) -> str:
+        """The actor as publications name it: the id of a user, else the kind."""
+        return self.id if self.kind in ("user", "ops") else self.kind
+
+
+SYSTEM = Actor("system", "renoveasy")
+
+
+class Command(msgspec.Struct, frozen=True, tag="command"):
+    """A wish to change one stream. `command_id` makes its repetition harmless.
+
+    `payload` is a JSON object; `deadline_ms` is Unix milliseconds, after which nobody waits for the answer and the
+    command is dropped unrun; 0 means none. `command_id` is empty only for receipts, which are idempotent by value.
+    """
+
+    kind: Kind
+    stream_id: str
+    name: str
+    actor: Actor
+    command_id: str = ""
+    payload: bytes = b"{}"
+    expected_version: int | None = None
+    deadline_ms: int = 0
+
+    @property
+    def stream(self) -> str:
+        return stream_name(self.kind, self.stream_id)
+
+
+class Query(msgspec.Struct, frozen=True, tag="query"):
+    """A question to one stream's activation that changes nothing.
+
+    `attach`: may the actor read, and where does the stream stand? answered by `Attached`.
+    `view`: the object as the actor may see it; answered by `Viewed`.
+    `status`: has `command_id` landed? answered by `Status`.
+    """
+
+    kind: Kind
+    stream_id: str
+    name: Literal["attach", "view", "status"]
+    actor: Actor
+    command_id: str = ""
+    deadline_ms: int = 0
+
+    @property
+    def stream(self) -> str:
+        return stream_name(self.kind, self.stream_id)
+
+
+class Signal(msgspec.Struct, frozen=True, tag="signal"):
+    """Something ephemeral for a stream: `typing` or `fix`. Nobody waits for an answer, and it may be lost."""
+
+    kind: Kind
+    stream_id: str
+    name: Literal["typing", "fix"]
+    actor: Actor
+    payload: bytes = b"{}"
+
+    @property
+    def stream(self) -> str:
+        return stream_name(self.kind, self.stream_id)
+
+
+class Publication(msgspec.Struct, frozen=True, array_like=True):
+    """One item on a stream's channel: its data as JSON, and its offset, 0 for what is ephemeral."""
+
+    offset: int
+    data: bytes
+
+
+class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+    """The command is committed with fsync. `offset` is that of its first event, or the stream's where it made none.
+
+    `at` is Unix milliseconds. `view` is the object as the caller may see it now (orders), as JSON. `replayed` says that
+    this id had its effect before: offset, time and events are those of the first time, `view` is the current one.
+    """
+
+    offset: int
+    at: int
+    events: tuple[Publication, ...] = ()
+    replayed: bool = False
+    view: bytes | None = None
+
+
+class Attached(msgspec.Struct, frozen=True, tag="attached"):
+    """Where a stream stands: `head` is its last committed offset, `owner` the takeover position of who answers."""
+
+    epoch: str
+    head: int
+    owner: int
+
+
+class Viewed(msgspec.Struct, frozen=True, tag="viewed"):
+    """An object as JSON, projected for who asked, at the stream's offset `version`."""
+
+    version: int
+    body: bytes
+
+
+class Status(msgspec.Struct, frozen=True, tag="status"):
+    """Whether a command id has landed in a stream, and at which offset."""
+
+    known: bool
+    offset: int | None = None
+
+
+Request = Command | Query | Signal
+Answer = Accepted | Attached | Viewed | Status | Refused
+
+
+class Delivery(msgspec.Struct, frozen=True, array_like=True):
+    """What travels on a stream's event subject: publications of one stream in order, and who speaks.
+
+    `owner` is the takeover position under which the host speaks: a receiver drops ephemeral items of a lower one.
+    """
+
+    stream: str
+    owner: int
+    items: tuple[Publication, ...]
+
+
+class Hint(msgspec.Struct, frozen=True, array_like=True):
+    """What travels on a user subject: a publication (JSON) for the channel `user:<user_id>`, without an offset."""
+
+    user_id: str
+    data: bytes
+
+
+def canonical_json(value: object) -> bytes:
+    """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    return msgspec.json.encode(value, order="deterministic")
+
+
+def command_hash(actor: Actor, name: str, parsed: object) -> bytes:
+    """Sixteen bytes that tell a retry from a misuse of its id: equal for the same actor, command and payload."""
+    digest = hashlib.sha256(f"{actor.label}\n{name}\n".encode())
+    digest.update(canonical_json(parsed))
+    return digest.digest()[:16]
