@@ -97,8 +97,11 @@ class PartitionLog(Protocol):
     Every method may raise `StoreUnavailable`. One `commit` at a time per instance; the caller serialises.
     """
 
-    async def take(self, partition: int, owner: str, at: int) -> Takeover:
-        """Insert a takeover row after the last one. From then on every other owner's commit to the partition fails."""
+    async def take(self, partitions: Sequence[int], owner: str, at: int) -> dict[int, Takeover]:
+        """Insert a takeover row after the last one of each partition, in as few transactions as it can.
+
+        From then on every other owner's commit to these partitions fails.
+        """
         ...
 
     async def commit(self, turns: Sequence[Turn], heads: Mapping[int, int]) -> Committed:
