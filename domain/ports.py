@@ -450,3 +450,32 @@ class NoMetrics:
 
 
 Publish = Callable[[str, bytes], Awaitable[None]]
+
+
+# --- making tokens -----------------------------------------------------------------------------------------------
+
+
+class TokenIssuer(Protocol):
+    """Makes what `TokenVerifier` and `Sessions` later check. Plain functions: they sign and seal, and wait for nothing."""
+
+    def access(self, user_id: str, session_id: str, now_ms: int, ttl_s: int) -> str:
+        """A signed access token (RS256 with `kid`) for the user on this device session."""
+        ...
+
+    def refresh(self) -> str:
+        """A new refresh token: at least 256 bits that nobody can guess, URL-safe."""
+        ...
+
+    def hash(self, refresh_token: str) -> bytes:
+        """What is stored of a refresh token; equal for equal tokens, useless to who reads it."""
+        ...
+
+    def seal(self, text: str) -> bytes:
+        """The text (up to 4 KiB), encrypted so that only `unseal` of the same keys reads it and a change is noticed."""
+        ...
+
+    def unseal(self, sealed: bytes) -> str: ...
+
+    def jwks(self) -> dict[str, Any]:
+        """The public keys as a JWK set (RFC 7517), the current and those still accepted."""
+        ...
