@@ -70,6 +70,9 @@ class Facts:
     def __init__(self, known: dict[Need, Any] | None = None) -> None:
         self._known = known or {}
 
+    def get(self, need: Need) -> Any:
+        return self._known.get(need)
+
     def account(self, user_id: str) -> Account | None:
         answer: Account | None = self._known.get(AccountNeed(user_id))
         return answer

@@ -25,7 +25,11 @@ class Clock(Protocol):
 
 
 class Entry(msgspec.Struct, frozen=True, array_like=True):
-    """One row of the log: an event of a stream. `command_id` and its hash stand on the first row of a command only."""
+    """One row of the log: an event of a stream.
+
+    `command_id` stands on the first row of a command only, its hash on all of them; rows that belong to no command
+    (receipts) have neither.
+    """
 
     stream: str
     offset: int
