@@ -9,6 +9,7 @@ import msgspec
 
 from domain.channels import Kind
 from domain.commands import Actor, Command
+from domain.errors import Refused
 
 
 class AccountNeed(msgspec.Struct, frozen=True):
@@ -99,12 +100,16 @@ class Decision(msgspec.Struct, Generic[E]):
     `related` are commands for other streams of the same partition, decided in the same turn, committed with it.
     `claims` are keys of which the platform grants each to one stream only (`cal:<worker>:<quarter>`); they are reserved
     before the turn and kept by its commit. `releases` are keys given back by it.
+
+    `refusal` is how a wrong try is remembered: the events are committed, and then the caller is refused with it. Refusals
+    are not remembered, so the log row of such a turn carries no command id: the same id sent again is decided again.
     """
 
     events: list[E] = []
     related: list[Command] = []
     claims: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()
+    refusal: Refused | None = None
 
 
 class Rules(Protocol[S, E]):
