@@ -28,6 +28,8 @@ class Code(StrEnum):
     RATE_LIMITED = "rate_limited"
     UNAVAILABLE = "unavailable"
     BUSY = "busy"
+    INTERNAL = "internal"
+    """A bug of the platform's own: logged under the request id, told without details."""
     FENCED = "fenced"
     """Inside the platform only: the answering host no longer owns the partition; the router asks again."""
 
@@ -51,6 +53,7 @@ STATUS: Final[dict[Code, int]] = {
     Code.RATE_LIMITED: 429,
     Code.UNAVAILABLE: 503,
     Code.BUSY: 503,
+    Code.INTERNAL: 500,
     Code.FENCED: 503,
 }
 
