@@ -1,0 +1,634 @@
+"""A host: thousands of activations in one process, their mailboxes, and one group commit for all of them."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+from domain.orders import ORDERS
+from domain.tracking import Track
+
+from actors.activation import MAILBOX, Activation, Item, Landed, landings
+from actors.batcher import Batcher
+from actors.kinds import RULES
+from actors.relay import Outgoing, Relay
+from actors.turn import ATTEMPTS, Broken, Lookup, Outcome, attempt
+from domain.aggregate import Need
+from domain.channels import command_subject, stream_partition
+from domain.chat import typing
+from domain.commands import Answer, Command, Publication, Query, Request, Signal
+from domain.errors import Code, Refusal, Refused
+from domain.ports import (
+    Broker,
+    BrokerUnavailable,
+    Clock,
+    FactSource,
+    Loaded,
+    Metrics,
+    OutcomeUnknown,
+    PartitionLog,
+    Position,
+    ReadModels,
+    Received,
+    StoreUnavailable,
+    Subscription,
+)
+
+log = logging.getLogger(__name__)
+
+_FENCED: Final = Refused(Code.FENCED, "the partition has moved")
+
+
+class HostSettings(msgspec.Struct, frozen=True):
+    """The limits of a host. Times in seconds."""
+
+    name: str = "host-0"
+    incarnation: str = "1"
+    flush_commands: int = 256
+    """Turns in one commit."""
+    buffer_commands: int = 4_096
+    """Turns and answers that may wait for a commit; beyond that callers are told `busy`."""
+    lease_s: float = 0.5
+    """An answer that commits nothing is given without asking the log if placement heard from us this recently."""
+    idle_s: float = 300.0
+    activations: int = 20_000
+    """Live activations before the least recently used are dropped."""
+    reserve_s: float = 30.0
+    retry_s: float = 0.5
+    """How long to wait before taking partitions anew when the store could not be reached."""
+
+
+class Partition:
+    """A partition that this host owns: under which takeover position, and how far its log goes."""
+
+    __slots__ = ("admitting", "head", "number", "owner", "subscription")
+
+    def __init__(self, number: int, owner: int) -> None:
+        self.number = number
+        self.owner = owner
+        self.head = owner
+        self.admitting = True
+        self.subscription: Subscription | None = None
+
+
+class Pending:
+    """Something that waits for the next commit: a turn with its answer, or an answer that must not overtake one."""
+
+    __slots__ = ("activation", "outcome", "reply")
+
+    def __init__(self, activation: Activation, outcome: Outcome, reply: str) -> None:
+        self.activation = activation
+        self.outcome = outcome
+        self.reply = reply
+
+    def touched(self) -> Iterable[Activation]:
+        yield self.activation
+        for step in self.outcome.steps:
+            yield step.activation
+
+
+class Host:
+    """Owns partitions and runs the turns of their streams.
+
+    One event loop; nothing here is safe from another thread. Every answer to a durable write is sent after its commit.
+    """
+
+    def __init__(
+        self,
+        settings: HostSettings,
+        partition_log: PartitionLog,
+        facts: FactSource,
+        read_models: ReadModels,
+        broker: Broker,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> None:
+        self.settings = settings
+        self._log = partition_log
+        self._fact_source = facts
+        self._read_models = read_models
+        self._broker = broker
+        self._clock = clock
+        self._metrics = metrics
+        self._decoder = msgspec.msgpack.Decoder(Request)
+        self._encoder = msgspec.msgpack.Encoder()
+        self.partitions: dict[int, Partition] = {}
+        self.wanted: set[int] = set()
+        self.activations: dict[str, Activation] = {}
+        self._pending: deque[Pending] = deque()
+        self._filled = asyncio.Event()
+        self._settled = asyncio.Event()
+        self._flushing: list[Pending] = []
+        self._lease_from_s = float("-inf")
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._moving = asyncio.Lock()
+        self._loads: Batcher[str, Loaded] = Batcher(self._load_many)
+        self._ids: Batcher[tuple[str, str], Landed] = Batcher(self._find_many)
+        self._facts: Batcher[Need, Any] = Batcher(self._facts_many)
+        self._relay = Relay(broker, partition_log, metrics)
+        self._positions: dict[str, list[Position]] = {}
+        self._drain_rate = 1_000.0
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._broker.on_reconnect(self._relay.republish)
+        self._spawn(self._flush_forever())
+        self._spawn(self._relay.run())
+        self._spawn(self._tidy_forever())
+
+    async def stop(self) -> None:
+        """Hand everything back: finish what was admitted, then stop."""
+        await self.release(list(self.partitions))
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for batcher in (self._loads, self._ids, self._facts):
+            await batcher.close()
+
+    def leased(self, sent_s: float) -> None:
+        """Placement has acknowledged a heartbeat that was sent at `sent_s` (monotonic)."""
+        self._lease_from_s = max(self._lease_from_s, sent_s)
+
+    def owned(self) -> list[int]:
+        return sorted(self.partitions)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("a task of the host failed", exc_info=error)
+
+    # --- partitions ----------------------------------------------------------------------------------------------
+
+    async def assign(self, partitions: Iterable[int]) -> None:
+        """Own exactly these from now on: release what is not among them, take what is missing."""
+        self.wanted = set(partitions)
+        async with self._moving:
+            await self.release([number for number in self.partitions if number not in self.wanted])
+        await self._retake(self.wanted - self.partitions.keys())
+
+    async def _take(self, numbers: Sequence[int]) -> None:
+        if not numbers:
+            return
+        owner = f"{self.settings.name}/{self.settings.incarnation}"
+        taken = await self._log.take(numbers, owner, self._clock.now_ms())
+        for number, takeover in taken.items():
+            self.partitions[number] = Partition(number, takeover.position)
+        try:
+            await self._relay.take_over(taken)
+            await asyncio.gather(*(self._listen(p) for n in taken if (p := self.partitions.get(n)) is not None))
+        except BaseException:
+            for number in taken:
+                self._drop(number)
+            raise
+        self._metrics.count("takeovers", len(taken))
+        self._metrics.gauge("partitions", len(self.partitions))
+
+    async def _listen(self, partition: Partition) -> None:
+        partition.subscription = await self._broker.subscribe(command_subject(partition.number), self._receive)
+        if self.partitions.get(partition.number) is not partition:
+            await partition.subscription.stop()
+
+    async def release(self, numbers: Sequence[int]) -> None:
+        """Stop admitting, finish and commit what was admitted, forget the partitions."""
+        leaving = [self.partitions[number] for number in numbers if number in self.partitions]
+        if not leaving:
+            return
+        await asyncio.gather(*(partition.subscription.stop() for partition in leaving if partition.subscription))
+        for partition in leaving:
+            partition.admitting = False
+        gone = {partition.number for partition in leaving}
+        try:
+            for activation in [a for a in self.activations.values() if a.partition in gone]:
+                await self._settle(activation, 2.0)
+            await self._relay.settle(gone)
+        except StoreUnavailable as error:
+            log.warning("left partitions unsettled: %s", error)
+        for partition in leaving:
+            self._drop(partition.number)
+
+    def _drop(self, number: int) -> None:
+        """Forget a partition and everything that lives in it, at once; whoever waits is told to ask again."""
+        partition = self.partitions.pop(number, None)
+        self._relay.forget(number)
+        for stream, activation in list(self.activations.items()):
+            if activation.partition == number:
+                self._kill(activation)
+                del self.activations[stream]
+        if partition is not None and partition.subscription is not None:
+            self._spawn(partition.subscription.stop())
+        self._metrics.gauge("partitions", len(self.partitions))
+
+    def _kill(self, activation: Activation) -> None:
+        activation.dead = True
+        while activation.mailbox:
+            self._answer(activation.mailbox.popleft().reply, _FENCED)
+
+    async def _retake(self, numbers: set[int]) -> None:
+        """Take these partitions, however long the store is away, as long as they are wanted here."""
+        while numbers := {number for number in numbers if number in self.wanted and number not in self.partitions}:
+            try:
+                async with self._moving:
+                    await self._take([number for number in sorted(numbers) if number not in self.partitions])
+            except (StoreUnavailable, OutcomeUnknown, BrokerUnavailable) as error:
+                log.warning("could not take %d partitions: %s", len(numbers), error)
+                await asyncio.sleep(self.settings.retry_s)
+
+    # --- receiving -----------------------------------------------------------------------------------------------
+
+    def _receive(self, received: Received) -> None:
+        try:
+            request: Command | Query | Signal = self._decoder.decode(received.data)
+            partition = self.partitions.get(stream_partition(request.stream_id))
+        except (msgspec.DecodeError, ValueError):
+            self._answer(received.reply, Refused(Code.INVALID, "not a request"))
+            return
+        if partition is None or not partition.admitting:
+            self._answer(received.reply, _FENCED)
+            return
+        if not isinstance(request, Signal) and request.deadline_ms and request.deadline_ms < self._clock.now_ms():
+            self._metrics.count("expired_commands")
+            return
+        activation = self._activation(request.stream)
+        if len(activation.mailbox) + activation.uncommitted >= MAILBOX or (
+            len(self._pending) >= self.settings.buffer_commands
+        ):
+            self._answer(received.reply, self._busy())
+            return
+        activation.mailbox.append(Item(request, received.reply))
+        if activation.ready and not activation.paused:
+            self._drain(activation)
+
+    def _busy(self) -> Refused:
+        self._metrics.count("busy_answers")
+        wait_s = max(0.05, len(self._pending) / self._drain_rate)
+        return Refused(Code.BUSY, "too much is waiting", retry_after_s=round(wait_s, 3))
+
+    def _answer(self, reply: str, answer: Answer) -> None:
+        if reply:
+            self._relay.send(reply, self._encoder.encode(answer))
+
+    # --- activations ---------------------------------------------------------------------------------------------
+
+    def _activation(self, stream: str) -> Activation:
+        activation = self.activations.get(stream)
+        if activation is None:
+            kind = stream.partition(":")[0]
+            activation = Activation(stream, stream_partition(stream), RULES[kind], self._clock.monotonic_s())
+            self.activations[stream] = activation
+            activation.loading = self._spawn(self._load(activation))
+            self._metrics.gauge("activations", len(self.activations))
+        activation.last_used_s = self._clock.monotonic_s()
+        return activation
+
+    async def _load(self, activation: Activation) -> None:
+        try:
+            loaded = await self._loads.get(activation.stream)
+            if activation.dead:
+                return
+            activation.load(loaded or Loaded(None, []))
+        except StoreUnavailable as error:
+            self._refuse_all(activation, Refused(Code.UNAVAILABLE, str(error), retry_after_s=1.0))
+            return
+        except Exception:
+            log.exception("could not load %s", activation.stream)
+            self._refuse_all(activation, Refused(Code.UNAVAILABLE, "the stream could not be loaded"))
+            return
+        self._drain(activation)
+
+    def _refuse_all(self, activation: Activation, refused: Refused) -> None:
+        if self.activations.get(activation.stream) is activation:
+            del self.activations[activation.stream]
+        activation.dead = True
+        while activation.mailbox:
+            self._answer(activation.mailbox.popleft().reply, refused)
+
+    async def _load_many(self, streams: Sequence[str]) -> dict[str, Loaded]:
+        self._metrics.count("activation_loads", len(streams))
+        return await self._log.load(streams, {kind: rules.schema for kind, rules in RULES.items()})
+
+    async def _find_many(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Landed]:
+        found = await self._log.find_commands(keys)
+        return {
+            key: landing
+            for key, entries in found.items()
+            if (landing := landings(RULES[key[0].partition(":")[0]], entries).get(key[1])) is not None
+        }
+
+    async def _facts_many(self, needs: Sequence[Need]) -> dict[Need, Any]:
+        facts = await self._fact_source.facts(needs)
+        return {need: facts.get(need) for need in needs}
+
+    def _ready(self, stream: str) -> Activation | None:
+        activation = self.activations.get(stream)
+        return activation if activation is not None and activation.ready and not activation.dead else None
+
+    # --- turns ---------------------------------------------------------------------------------------------------
+
+    def _drain(self, activation: Activation) -> None:
+        """Run turns until the mailbox is empty or one must wait for something."""
+        while activation.mailbox and not activation.paused and not activation.dead:
+            self._turn(activation, activation.mailbox.popleft())
+
+    def _turn(self, activation: Activation, item: Item) -> None:
+        partition = self.partitions.get(activation.partition)
+        if partition is None:
+            self._answer(item.reply, _FENCED)
+            return
+        if isinstance(item.request, Signal):
+            self._signal(activation, item.request, partition.owner)
+            return
+        try:
+            outcome = attempt(activation, item, self._clock.now_ms(), partition.owner, self._ready)
+        except Broken:
+            log.exception("the partition %d is taken anew", activation.partition)
+            self._answer(item.reply, Refused(Code.UNAVAILABLE, "the command failed"))
+            self._doubt({activation.partition})
+            return
+        except Exception:
+            log.exception("a turn of %s failed", activation.stream)
+            self._answer(item.reply, Refused(Code.UNAVAILABLE, "the command failed"))
+            return
+        if isinstance(outcome, Lookup):
+            item.rounds += 1
+            if item.rounds > ATTEMPTS:
+                self._answer(item.reply, self._busy())
+                return
+            activation.paused = True
+            self._spawn(self._look_up(activation, item, outcome))
+            return
+        self._end(activation, item, outcome)
+
+    def _end(self, activation: Activation, item: Item, outcome: Outcome) -> None:
+        if outcome.turn is None and not activation.uncommitted and self._lease_fresh():
+            self._answer(item.reply, outcome.answer)
+            return
+        pending = Pending(activation, outcome, item.reply)
+        for touched in pending.touched():
+            touched.uncommitted += 1
+        self._pending.append(pending)
+        self._filled.set()
+
+    def _lease_fresh(self) -> bool:
+        return self._clock.monotonic_s() - self._lease_from_s < self.settings.lease_s
+
+    async def _look_up(self, activation: Activation, item: Item, lookup: Lookup) -> None:
+        refused: Refused | None = None
+        try:
+            await self._find_out(activation, item, lookup)
+        except Refusal as refusal:
+            refused = refusal.refused
+        except StoreUnavailable as error:
+            refused = Refused(Code.UNAVAILABLE, str(error), retry_after_s=1.0)
+        except Exception:
+            log.exception("a look-up for %s failed", activation.stream)
+            refused = Refused(Code.UNAVAILABLE, "the command failed")
+        activation.paused = False
+        if activation.dead:
+            self._answer(item.reply, _FENCED)
+            return
+        if refused is not None:
+            self._answer(item.reply, refused)
+        else:
+            self._turn(activation, item)
+        self._drain(activation)
+
+    async def _find_out(self, activation: Activation, item: Item, lookup: Lookup) -> None:
+        request = item.request
+        if lookup.settle:
+            await self._settle(activation, 5.0)
+        if lookup.command and not isinstance(request, Signal):
+            item.found = await self._ids.get((activation.stream, request.command_id))
+            item.looked_up = True
+        for need in lookup.needs:
+            item.facts[need] = await self._facts.get(need)
+        for stream in lookup.streams:
+            await self._wait_ready(stream)
+        if lookup.claims:
+            now_ms = self._clock.now_ms()
+            until_ms = now_ms + int(self.settings.reserve_s * 1000)
+            held = await self._log.reserve(activation.stream, sorted(lookup.claims), now_ms, until_ms)
+            if held is not None:
+                raise Refusal(Code.CONFLICT, "the time is taken by another job", current={"claim": held})
+            item.reserved = item.reserved.union(lookup.claims)
+
+    async def _wait_ready(self, stream: str) -> None:
+        loading = self._activation(stream).loading
+        if loading is not None:
+            done, _ = await asyncio.wait({loading}, timeout=5.0)
+            if not done:
+                raise StoreUnavailable(f"{stream} did not load in time")
+
+    async def _settle(self, activation: Activation, timeout_s: float) -> None:
+        """Wait until everything the activation has decided is committed."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while activation.uncommitted and not activation.dead:
+                    self._settled.clear()
+                    await self._settled.wait()
+        except TimeoutError:
+            raise StoreUnavailable(f"{activation.stream} did not settle in {timeout_s} s") from None
+
+    # --- signals -------------------------------------------------------------------------------------------------
+
+    def _signal(self, activation: Activation, signal: Signal, owner: int) -> None:
+        """Typing and fixes: checked, conflated, published without an offset; never answered."""
+        if not activation.version or not activation.rules.may_signal(activation.state, signal.actor, signal.name):
+            self._metrics.count("signals_refused")
+            return
+        try:
+            if signal.name == "typing":
+                data: bytes | None = typing(signal.actor, signal.payload)
+            else:
+                activation.track = activation.track or Track()
+                data, kept = ORDERS.signal(
+                    activation.state,
+                    activation.track,
+                    signal.actor,
+                    signal.name,
+                    signal.payload,
+                    self._clock.now_ms(),
+                )
+                if kept and len(self._positions) < 10_000:
+                    self._positions.setdefault(signal.stream_id, []).extend(kept)
+        except (msgspec.DecodeError, Refusal):
+            self._metrics.count("signals_refused")
+            return
+        if data is not None:
+            self._relay.ephemeral(activation.stream, owner, Publication(0, data))
+
+    # --- the group commit ----------------------------------------------------------------------------------------
+
+    async def _flush_forever(self) -> None:
+        while True:
+            await self._filled.wait()
+            batch = [self._pending.popleft() for _ in range(min(len(self._pending), self.settings.flush_commands))]
+            if not self._pending:
+                self._filled.clear()
+            if not batch:
+                continue
+            began_s = self._clock.monotonic_s()
+            self._flushing = batch
+            try:
+                await self._flush(batch)
+            except Exception:
+                log.exception("a flush failed in an unforeseen way")
+                self._doubt({pending.activation.partition for pending in batch})
+                self._fail(batch)
+            self._flushing = []
+            took_s = max(1e-6, self._clock.monotonic_s() - began_s)
+            self._drain_rate += 0.1 * (len(batch) / took_s - self._drain_rate)
+            self._metrics.observe("flush_seconds", took_s)
+            self._metrics.observe("flush_commands", len(batch))
+
+    async def _flush(self, batch: list[Pending]) -> None:
+        alive = self._bury(batch)
+        turns = [pending.outcome.turn for pending in alive if pending.outcome.turn is not None]
+        written: frozenset[int] = frozenset()
+        if turns:
+            heads = {turn.partition: self.partitions[turn.partition].head for turn in turns}
+            try:
+                committed = await self._log.commit(turns, heads)
+            except (OutcomeUnknown, StoreUnavailable) as error:
+                log.warning("a flush of %d turns did not commit: %r", len(turns), error)
+                self._metrics.count("flushes_failed")
+                self._doubt(set(heads))
+                alive = self._bury(alive)
+            else:
+                self._lost(committed.fenced)
+                self._stale(committed.stale)
+                for number, head in committed.heads.items():
+                    if number in self.partitions:
+                        self.partitions[number].head = head
+                written = frozenset(committed.heads) - committed.fenced
+                alive = self._bury(alive)
+        alive = await self._confirm(alive, written)
+        self._publish(alive)
+
+    def _bury(self, batch: list[Pending]) -> list[Pending]:
+        """Those that may go on; whatever touches something dead dies with all that it touched, and is asked again."""
+        alive: list[Pending] = []
+        for pending in batch:
+            if any(touched.dead for touched in pending.touched()) or (
+                pending.activation.partition not in self.partitions
+            ):
+                for touched in pending.touched():
+                    self._forget(touched)
+                self._fail([pending])
+            else:
+                alive.append(pending)
+        return alive
+
+    def _fail(self, batch: Iterable[Pending]) -> None:
+        for pending in batch:
+            for touched in pending.touched():
+                touched.uncommitted -= 1
+            self._answer(pending.reply, _FENCED)
+        self._settled.set()
+
+    def _forget(self, activation: Activation) -> None:
+        if self.activations.get(activation.stream) is activation:
+            del self.activations[activation.stream]
+        self._kill(activation)
+
+    def _lost(self, fenced: Iterable[int]) -> None:
+        """Somebody else has taken these; whether they should come back is placement's to say."""
+        for number in fenced:
+            log.warning("partition %d was taken by another host", number)
+            self._metrics.count("fenced_partitions")
+            self._drop(number)
+
+    def _stale(self, streams: Iterable[str]) -> None:
+        for stream in streams:
+            activation = self.activations.get(stream)
+            if activation is not None:
+                log.warning("%s is loaded anew", stream)
+                self._forget(activation)
+
+    def _doubt(self, numbers: set[int]) -> None:
+        """What was decided for these may or may not be committed: forget it and take the partitions anew."""
+        for number in numbers:
+            self._drop(number)
+        self._spawn(self._retake(set(numbers)))
+
+    async def _confirm(self, alive: list[Pending], written: frozenset[int]) -> list[Pending]:
+        """For answers that commit nothing: make sure that we still own what we speak for."""
+        unsure = {
+            pending.activation.partition
+            for pending in alive
+            if pending.outcome.turn is None and pending.activation.partition not in written
+        }
+        if not unsure or self._lease_fresh():
+            return alive
+        try:
+            heads = await self._log.heads(sorted(unsure))
+        except StoreUnavailable:
+            refused = [p for p in alive if p.outcome.turn is None and p.activation.partition in unsure]
+            for pending in refused:
+                pending.outcome.answer = Refused(Code.UNAVAILABLE, "the store does not answer", retry_after_s=1.0)
+            return alive
+        self._lost([n for n in unsure if n in self.partitions and heads.get(n, 0) != self.partitions[n].head])
+        return self._bury(alive)
+
+    def _publish(self, alive: list[Pending]) -> None:
+        """After the commit: events in order, then answers."""
+        outgoing: dict[str, Outgoing] = {}
+        for pending in alive:
+            for step in pending.outcome.steps:
+                activation = step.activation
+                activation.committed = max(activation.committed, step.events[-1][0])
+                found = outgoing.get(activation.stream)
+                if found is None:
+                    found = outgoing[activation.stream] = Outgoing(
+                        activation, self.partitions[activation.partition].owner, [], []
+                    )
+                found.events += step.events
+                found.publications += step.publications
+            for touched in pending.touched():
+                touched.uncommitted -= 1
+        self._relay.publish(outgoing.values())
+        for number in {out.activation.partition for out in outgoing.values()}:
+            self._relay.published(number, self.partitions[number].head)
+        for pending in alive:
+            self._answer(pending.reply, pending.outcome.answer)
+        self._metrics.count("turns", len(alive))
+        self._settled.set()
+
+    # --- tidying -------------------------------------------------------------------------------------------------
+
+    async def _tidy_forever(self) -> None:
+        """Once a second: store sampled positions, drop what is idle, report depths."""
+        while True:
+            await asyncio.sleep(1.0)
+            await self._store_positions()
+            self._collect()
+            self._metrics.gauge("activations", len(self.activations))
+            self._metrics.gauge("pending_commits", len(self._pending))
+
+    async def _store_positions(self) -> None:
+        kept, self._positions = self._positions, {}
+        for order_id, positions in kept.items():
+            try:
+                await self._read_models.add_positions(order_id, positions)
+            except StoreUnavailable:
+                self._metrics.count("positions_lost", len(positions))
+
+    def _collect(self) -> None:
+        now_s = self._clock.monotonic_s()
+        excess = len(self.activations) - self.settings.activations
+        for n, activation in enumerate(sorted(self.activations.values(), key=lambda a: a.last_used_s)):
+            idle_s = now_s - activation.last_used_s
+            if n >= excess and idle_s <= (self.settings.idle_s if activation.version else 1.0):
+                continue
+            if activation.ready and not (activation.mailbox or activation.paused or activation.uncommitted):
+                activation.dead = True
+                del self.activations[activation.stream]
