@@ -1,0 +1,396 @@
+"""One endpoint: a typed function, its rule, its rate class, and how a request becomes its arguments.
+
+The order of the checks is fixed: existence of the route, rate, identity, ids in the path, then parameters. Where the
+endpoint is about a stream, bad parameters are told only to who may know of the stream.
+"""
+
+import inspect
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from ipaddress import IPv6Address, ip_address, ip_network
+from typing import Any, Final, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from urllib.parse import parse_qsl
+
+import msgspec
+from litestar import Request
+from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
+from litestar.response.base import ASGIResponse
+
+from domain.channels import Kind
+from domain.commands import Accepted, Actor, Command, Query, Viewed
+from domain.errors import Code, Refusal, from_validation, invalid
+from domain.ids import is_uuid
+from domain.ports import Identity, StoreUnavailable, User
+from serve_apps.i18n import locale_of
+from serve_apps.problems import request_id_of
+from serve_apps.services import RestSettings, Services
+
+JSON: Final = "application/json"
+Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
+T = TypeVar("T")
+
+
+class Rule(StrEnum):
+    """Who may call an endpoint. What a stream's own rules decide comes after it."""
+
+    PUBLIC = "public"
+    """Anybody."""
+    USER = "user"
+    """Whoever has a valid access token."""
+    MEMBER = "member"
+    """A user whom the stream in the path admits; to all others it does not exist."""
+    OWNER = "owner"
+    """A user, and only about what is their own; the rest does not exist."""
+    SIGNED = "signed"
+    """A payment provider that signs its body."""
+    DEV = "dev"
+    """Anybody, in the environment `dev`; elsewhere it does not exist."""
+
+
+class Rate(StrEnum):
+    """Which limits count a request."""
+
+    NONE = "none"
+    GENERAL = "general"
+    AUTH = "auth"
+    """An attempt to log in: few an hour, and refused where nobody can count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body(Generic[T]):
+    """An answer that is JSON already, of the shape T; or another media type, such as a page."""
+
+    content: bytes
+    media_type: str = JSON
+    headers: dict[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A row of the route table."""
+
+    method: Method
+    path: str
+    name: str
+    summary: str
+    tag: str
+    rule: Rule
+    rate: Rate
+    status: int
+    stream: Kind | None
+    body: Any
+    query: Any
+    answer: Any
+    run: Callable[..., Awaitable[Any]]
+    media_type: str = JSON
+    keyed: bool = False
+    """Takes the header `Idempotency-Key`."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(re.findall(r"{(\w+)}", self.path))
+
+
+Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
+
+
+def endpoint(
+    method: Method,
+    path: str,
+    *,
+    tag: str,
+    rule: Rule,
+    rate: Rate = Rate.GENERAL,
+    status: int = 200,
+    stream: Kind | None = None,
+    media_type: str = JSON,
+    keyed: bool = False,
+) -> Callable[[Function], Endpoint]:
+    """Make an endpoint of a function `(call, [body], [query], ids...)`; its annotations are the documented shapes.
+
+    The docstring's first line is the summary.
+    """
+
+    def wrap(function: Function) -> Endpoint:
+        hints = get_type_hints(function)
+        answer = hints.get("return")
+        if get_origin(answer) is Body:
+            answer = get_args(answer)[0]
+        return Endpoint(
+            method=method,
+            path=path,
+            name=function.__name__,
+            summary=(inspect.getdoc(function) or "").partition("\n")[0],
+            tag=tag,
+            rule=rule,
+            rate=rate,
+            status=status,
+            stream=stream,
+            body=hints.get("body"),
+            query=hints.get("query"),
+            answer=None if answer is type(None) else answer,
+            run=function,
+            media_type=media_type,
+            keyed=keyed,
+        )
+
+    return wrap
+
+
+class Call:
+    """One request on its way through an endpoint: who calls, from where, and the ports."""
+
+    __slots__ = ("headers", "identity", "ip", "request", "services", "settings")
+
+    def __init__(self, request: Request[Any, Any, Any], services: Services, settings: RestSettings) -> None:
+        self.request = request
+        self.services = services
+        self.settings = settings
+        self.identity: Identity | None = None
+        self.headers = _headers(request.scope["headers"])
+        self.ip = client_ip(
+            request.scope.get("client"), self.headers.get(b"x-forwarded-for", b""), settings.trusted_hops
+        )
+
+    @property
+    def caller(self) -> Identity:
+        """Who calls; only behind a rule that asks for a token."""
+        if self.identity is None:
+            raise Refusal(Code.UNAUTHENTICATED)
+        return self.identity
+
+    @property
+    def actor(self) -> Actor:
+        caller = self.caller
+        return Actor("user", caller.user_id, caller.session_id)
+
+    @property
+    def locale(self) -> str:
+        return locale_of(self.headers.get(b"accept-language", b"").decode("latin-1"))
+
+    def now_ms(self) -> int:
+        return self.services.clock.now_ms()
+
+    async def user(self) -> User:
+        """The caller's account as it is now. Refusal `unauthenticated` for an account that is gone."""
+        user_id = self.caller.user_id
+        user = (await self.services.accounts.get([user_id])).get(user_id)
+        if user is None:
+            raise Refusal(Code.UNAUTHENTICATED)
+        return user
+
+    def write_id(self, given: str | None, field: str = "id") -> str | None:
+        """The client-made id of this write: `Idempotency-Key`, else the one in the body, else None."""
+        raw = self.headers.get(b"idempotency-key")
+        if raw is None:
+            return given
+        key = raw.decode("latin-1")
+        if not is_uuid(key):
+            raise invalid("Idempotency-Key", "invalid", "must be a canonical lower-case UUID")
+        return key
+
+    async def command(
+        self, kind: Kind, stream_id: str, name: str, command_id: str, payload: Any, expected_version: int | None = None
+    ) -> Accepted:
+        """Ask the stream to change, as the caller."""
+        return await self.command_as(self.actor, kind, stream_id, name, command_id, payload, expected_version)
+
+    async def command_as(
+        self,
+        actor: Actor,
+        kind: Kind,
+        stream_id: str,
+        name: str,
+        command_id: str,
+        payload: Any,
+        expected_version: int | None = None,
+    ) -> Accepted:
+        timeout_s = self.settings.ask_timeout_s
+        deadline_ms = self.now_ms() + int(timeout_s * 1000)
+        command = Command(kind, stream_id, name, actor, command_id, _encode(payload), expected_version, deadline_ms)
+        answer = await self.services.router.ask(command, timeout_s)
+        if not isinstance(answer, Accepted):
+            raise TypeError(f"a command was answered by {type(answer).__name__}")
+        return answer
+
+    async def query(self, kind: Kind, stream_id: str, name: Literal["attach", "view"]) -> Any:
+        """`Attached` or `Viewed`; Refusal `not_found` where the caller may not know of the stream."""
+        timeout_s = self.settings.ask_timeout_s
+        deadline_ms = self.now_ms() + int(timeout_s * 1000)
+        query = Query(kind, stream_id, name, self.actor, deadline_ms=deadline_ms)
+        return await self.services.router.ask(query, timeout_s)
+
+    async def view(self, kind: Kind, stream_id: str) -> Viewed:
+        answer = await self.query(kind, stream_id, "view")
+        if not isinstance(answer, Viewed):
+            raise TypeError(f"a view was answered by {type(answer).__name__}")
+        return answer
+
+
+def _encode(payload: Any) -> bytes:
+    try:
+        return msgspec.json.encode(payload)
+    except (OverflowError, RecursionError, ValueError) as error:
+        raise invalid("payload", "invalid", "holds a number or a nesting out of range") from error
+
+
+def _headers(raw: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """Repeated headers joined as RFC 9110 says: two `Authorization` lines are then no token of any kind."""
+    headers: dict[bytes, bytes] = {}
+    for name, value in raw:
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    return headers
+
+
+def client_ip(client: Any, forwarded: bytes, trusted_hops: int) -> str:
+    """The caller's address, an IPv6 one as its /64: the entry that the outermost trusted proxy appended."""
+    address = str(client[0]) if client else ""
+    if trusted_hops:
+        chain = [item.strip().decode("latin-1") for item in forwarded.split(b",")]
+        if len(chain) >= trusted_hops and chain[-trusted_hops]:
+            address = chain[-trusted_hops]
+    try:
+        parsed = ip_address(address)
+    except ValueError:
+        return "unknown"
+    return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else address
+
+
+_BEARER = re.compile(rb"(?i:bearer) +([A-Za-z0-9._~+/=-]{1,4096})")
+
+
+async def _identify(call: Call) -> Identity:
+    match = _BEARER.fullmatch(call.headers.get(b"authorization", b""))
+    if match is None:
+        raise Refusal(Code.UNAUTHENTICATED, "send the header Authorization: Bearer <access token>")
+    return await call.services.verifier.verify(match[1].decode("ascii"))
+
+
+async def _count(call: Call, rate: Rate) -> None:
+    settings, limiter = call.settings, call.services.limiter
+    if rate is Rate.NONE or not settings.rate_limits:
+        return
+    try:
+        wait_s = await limiter.hit(f"ip:{call.ip}", settings.requests_per_ip_minute, 60)
+        if wait_s is None and rate is Rate.AUTH:
+            wait_s = await limiter.hit(f"auth:{call.ip}", settings.auth_per_ip_hour, 3600)
+    except StoreUnavailable:
+        if rate is Rate.AUTH:
+            raise
+        return
+    if wait_s is not None:
+        raise Refusal(Code.RATE_LIMITED, "too many requests from this address", retry_after_s=wait_s)
+
+
+def _parse_query(raw: bytes, shape: Any) -> Any:
+    try:
+        pairs = parse_qsl(raw.decode("ascii", "replace"), keep_blank_values=True, max_num_fields=64)
+    except ValueError as error:
+        raise invalid("", "malformed", "too many query parameters") from error
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise invalid("", "invalid", "a query parameter is given twice")
+    try:
+        return msgspec.convert(values, shape, strict=False)
+    except msgspec.ValidationError as error:
+        raise from_validation(error) from error
+
+
+async def _read_body(call: Call, decoder: "msgspec.json.Decoder[Any]") -> Any:
+    raw = await call.request.body()
+    kind = call.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    if raw and kind and kind != b"application/json":
+        raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json")
+    try:
+        return decoder.decode(raw or b"{}")
+    except msgspec.ValidationError as error:
+        raise from_validation(error) from error
+    except (ValueError, RecursionError) as error:
+        raise invalid("", "malformed", f"the body is not JSON: {error}"[:200]) from error
+
+
+def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPRouteHandler:
+    """The Litestar handler of an endpoint."""
+    decoder = msgspec.json.Decoder(row.body) if row.body is not None else None
+    encoder = msgspec.json.Encoder()
+    guarded = row.rule in (Rule.USER, Rule.MEMBER, Rule.OWNER)
+    stream_id_name = row.ids[0] if row.stream and row.ids else ""
+    histogram = f"http_request_seconds{{method={row.method},route={row.path}}}"
+
+    async def arguments(call: Call) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        if decoder is not None:
+            values["body"] = await _read_body(call, decoder)
+        if row.query is not None:
+            values["query"] = _parse_query(call.request.scope["query_string"], row.query)
+        return values
+
+    async def handle(request: Request[Any, Any, Any]) -> ASGIResponse:
+        started = time.perf_counter()
+        call = Call(request, services, settings)
+        if row.rule is Rule.DEV and not settings.dev:
+            raise NotFoundException
+        await _count(call, row.rate)
+        if guarded:
+            call.identity = await _identify(call)
+        ids = request.scope["path_params"]
+        if not all(is_uuid(value) for value in ids.values()):
+            raise Refusal(Code.NOT_FOUND)
+        try:
+            values = await arguments(call)
+        except Refusal:
+            if stream_id_name and row.stream:
+                await call.query(row.stream, ids[stream_id_name], "view" if row.stream == "order" else "attach")
+            raise
+        answer = await row.run(call, **values, **ids)
+        services.metrics.observe(histogram, time.perf_counter() - started)
+        if isinstance(answer, Body):
+            return ASGIResponse(
+                body=answer.content, status_code=row.status, media_type=answer.media_type, headers=answer.headers
+            )
+        body = b"" if row.status == 204 else encoder.encode(answer)
+        return ASGIResponse(body=body, status_code=row.status, media_type=JSON)
+
+    handler = HTTPRouteHandler(
+        path=re.sub(r"{(\w+)}", r"{\1:str}", row.path),
+        http_method=row.method,
+        status_code=200,  # what Litestar checks annotations against; the answer carries its own
+        name=row.name,
+        media_type=row.media_type,
+        opt={"rule": row.rule, "rate": row.rate, "template": row.path},
+        include_in_schema=False,
+    )
+    return handler(handle)
+
+
+_DEFAULT_HEADERS: Final = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"strict-transport-security", b"max-age=31536000; includeSubDomains"),
+    (b"cache-control", b"no-store"),
+)
+
+
+def finish(services: Services) -> Callable[[Any, Any], Awaitable[None]]:
+    """A hook that gives every answer its request id and security headers, and counts it by route and status."""
+
+    async def before_send(message: Any, scope: Any) -> None:
+        if message["type"] != "http.response.start":
+            return
+        headers = list(message.get("headers", ()))
+        given = {name for name, _ in headers}
+        headers.extend(item for item in _DEFAULT_HEADERS if item[0] not in given)
+        headers.append((b"x-request-id", request_id_of(scope).encode("ascii")))
+        message["headers"] = headers
+        handler = scope.get("route_handler")
+        template = handler.opt.get("template", "other") if handler is not None else "other"
+        services.metrics.count(f"http_requests{{method={scope['method']},route={template},status={message['status']}}}")
+
+    return before_send

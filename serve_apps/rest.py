@@ -1,0 +1,47 @@
+"""The REST application: every endpoint of the platform in one table, on Litestar."""
+
+from typing import Any, Final
+
+from litestar import Litestar
+from litestar.config.cors import CORSConfig
+
+from serve_apps import auth, dev, health, me, workers
+from serve_apps.endpoint import Endpoint, finish, route_of
+from serve_apps.problems import on_exception, remember_request
+from serve_apps.services import RestSettings, Services, check_settings
+
+ROUTES: Final[tuple[Endpoint, ...]] = (
+    *auth.ENDPOINTS,
+    *me.ENDPOINTS,
+    *workers.ENDPOINTS,
+    *health.ENDPOINTS,
+    *dev.ENDPOINTS,
+)
+"""Every route there is, with its rule and its rate class."""
+
+
+class RestApp(Litestar):
+    """Litestar that knows a request's id before anything else happens, so that every answer carries it."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            remember_request(scope, self.state["new_id"]())
+        await super().__call__(scope, receive, send)
+
+
+def build_app(services: Services, settings: RestSettings) -> Litestar:
+    """The application over these ports. Raises ValueError for settings nobody should run with."""
+    check_settings(settings)
+    cors = CORSConfig(allow_origins=list(settings.cors_origins)) if settings.cors_origins else None
+    app = RestApp(
+        route_handlers=[route_of(row, services, settings) for row in ROUTES],
+        exception_handlers={Exception: on_exception},
+        before_send=[finish(services)],
+        request_max_body_size=settings.max_body_bytes,
+        cors_config=cors,
+        openapi_config=None,
+        logging_config=None,
+        debug=False,
+    )
+    app.state["new_id"] = services.new_id
+    return app

@@ -1,0 +1,306 @@
+"""The REST application over everything in memory: one process, no server, a clock that the test moves."""
+
+import base64
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from domain.aggregate import WorkerProfile
+from domain.commands import Command, Query, Signal
+from domain.errors import Code, Refusal
+from domain.ids import uuid7
+from domain.ports import DeviceSession, Identity, NoMetrics, Page, User
+from serve_apps.integrations.sandbox import SandboxSms
+from serve_apps.rest import build_app
+from serve_apps.services import RestSettings, Services
+
+START_MS = 1_800_000_000_000
+
+
+class ManualClock:
+    def __init__(self, now_ms: int = START_MS) -> None:
+        self.at_ms = now_ms
+
+    def now_ms(self) -> int:
+        return self.at_ms
+
+    def monotonic_s(self) -> float:
+        return self.at_ms / 1000
+
+    def advance_s(self, seconds: float) -> None:
+        self.at_ms += int(seconds * 1000)
+
+
+class CountedEntropy:
+    """Different bytes every time, the same in every run."""
+
+    def __init__(self) -> None:
+        self._counter = itertools.count()
+
+    def __call__(self, size: int) -> bytes:
+        return hashlib.shake_128(str(next(self._counter)).encode()).digest(size)
+
+
+class MemoryAccounts:
+    def __init__(self, clock: ManualClock, new_id: Any) -> None:
+        self.users: dict[str, User] = {}
+        self._clock, self._new_id = clock, new_id
+
+    async def find_or_create(self, phone: str, locale: str) -> tuple[User, bool]:
+        for user in self.users.values():
+            if user.phone == phone:
+                return user, False
+        user = User(self._new_id(), phone, "", locale, ("customer",), self._clock.now_ms())
+        self.users[user.id] = user
+        return user, True
+
+    async def get(self, user_ids: Sequence[str]) -> dict[str, User]:
+        return {user_id: self.users[user_id] for user_id in user_ids if user_id in self.users}
+
+    async def update(self, user_id: str, *, name: str | None, locale: str | None, avatar: str | None) -> User:
+        given = {"name": name, "locale": locale, "avatar": avatar}
+        changed = {key: value for key, value in given.items() if value is not None}
+        self.users[user_id] = msgspec.structs.replace(self.users[user_id], **changed)
+        return self.users[user_id]
+
+    async def become_worker(self, user_id: str, profile: WorkerProfile) -> User:
+        user = self.users[user_id]
+        roles = tuple(dict.fromkeys((*user.roles, "worker")))
+        self.users[user_id] = msgspec.structs.replace(user, worker=profile, roles=roles)
+        return self.users[user_id]
+
+    async def grant(self, user_id: str, role: str) -> User:
+        user = self.users[user_id]
+        self.users[user_id] = msgspec.structs.replace(user, roles=(*user.roles, role))
+        return self.users[user_id]
+
+
+class MemorySessions:
+    def __init__(self) -> None:
+        self.sessions: dict[str, DeviceSession] = {}
+        self.tokens: dict[bytes, list[Any]] = {}  # hash -> [session id, expires at, spent at, sealed successor]
+
+    async def open(self, session: DeviceSession, refresh_hash: bytes, expires_at: int) -> None:
+        self.sessions[session.id] = session
+        self.tokens[refresh_hash] = [session.id, expires_at, None, None]
+
+    async def rotate(
+        self, spent_hash: bytes, new_hash: bytes, new_token_sealed: bytes, now_ms: int, expires_at: int, grace_ms: int
+    ) -> tuple[DeviceSession, bytes | None]:
+        row = self.tokens.get(spent_hash)
+        if row is None or row[1] <= now_ms:
+            raise Refusal(Code.UNAUTHENTICATED)
+        session = self.sessions[row[0]]
+        if session.revoked_at is not None:
+            raise Refusal(Code.SESSION_REVOKED)
+        if row[2] is not None:
+            if now_ms - row[2] <= grace_ms:
+                return session, row[3]
+            await self.revoke([session.id], now_ms)
+            raise Refusal(Code.SESSION_REVOKED)
+        row[2], row[3] = now_ms, new_token_sealed
+        self.tokens[new_hash] = [session.id, expires_at, None, None]
+        return session, None
+
+    async def get(self, session_id: str) -> DeviceSession | None:
+        return self.sessions.get(session_id)
+
+    async def list_of(self, user_id: str) -> list[DeviceSession]:
+        return [item for item in self.sessions.values() if item.user_id == user_id]
+
+    async def revoke(self, session_ids: Sequence[str], now_ms: int) -> None:
+        for session_id in session_ids:
+            if session_id in self.sessions:
+                old = self.sessions[session_id]
+                self.sessions[session_id] = msgspec.structs.replace(old, revoked_at=now_ms)
+
+
+class MemoryTokens:
+    """Access tokens that are readable JSON: issuer and verifier in one."""
+
+    def __init__(self, clock: ManualClock, sessions: MemorySessions, entropy: CountedEntropy) -> None:
+        self._clock, self._sessions, self._entropy = clock, sessions, entropy
+
+    def access(self, user_id: str, session_id: str, now_ms: int, ttl_s: int) -> str:
+        text = json.dumps([user_id, session_id, now_ms + ttl_s * 1000, self._entropy(4).hex()])
+        return base64.urlsafe_b64encode(text.encode()).decode()
+
+    def refresh(self) -> str:
+        return self._entropy(32).hex()
+
+    def hash(self, refresh_token: str) -> bytes:
+        return hashlib.sha256(refresh_token.encode()).digest()
+
+    def seal(self, text: str) -> bytes:
+        return text.encode()[::-1]
+
+    def unseal(self, sealed: bytes) -> str:
+        return sealed[::-1].decode()
+
+    def jwks(self) -> dict[str, Any]:
+        return {"keys": [{"kty": "RSA", "kid": "test", "use": "sig", "alg": "RS256", "n": "AQAB", "e": "AQAB"}]}
+
+    async def verify(self, token: str) -> Identity:
+        try:
+            user_id, session_id, expires_at, _ = json.loads(base64.urlsafe_b64decode(token))
+        except ValueError:
+            raise Refusal(Code.UNAUTHENTICATED) from None
+        if expires_at <= self._clock.now_ms():
+            raise Refusal(Code.TOKEN_EXPIRED)
+        session = await self._sessions.get(session_id)
+        if session is None or session.revoked_at is not None:
+            raise Refusal(Code.SESSION_REVOKED)
+        return Identity(user_id, session_id, expires_at)
+
+
+class MemoryOtp:
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.codes: dict[str, list[Any]] = {}
+
+    async def put(self, phone: str, code_hash: bytes, ttl_s: int) -> None:
+        self.codes[phone] = [code_hash, self._clock.now_ms() + ttl_s * 1000, 0]
+
+    async def check(self, phone: str, code_hash: bytes, tries: int) -> bool:
+        row = self.codes.get(phone)
+        if row is None or row[1] <= self._clock.now_ms() or row[2] >= tries:
+            return False
+        row[2] += 1
+        if row[0] != code_hash:
+            return False
+        del self.codes[phone]
+        return True
+
+
+class MemoryLimiter:
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+        self.hits: dict[str, list[int]] = {}
+
+    async def hit(self, key: str, limit: int, window_s: int) -> float | None:
+        now_ms = self._clock.now_ms()
+        recent = [at for at in self.hits.get(key, []) if at > now_ms - window_s * 1000]
+        if len(recent) >= limit:
+            return (recent[0] + window_s * 1000 - now_ms) / 1000
+        self.hits[key] = [*recent, now_ms]
+        return None
+
+
+class MemoryOutbox:
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+
+    async def add(self, to: str, kind: str, text: str, code: str | None, at: int) -> None:
+        self.rows.insert(0, {"to": to, "kind": kind, "text": text, "code": code, "at": at})
+
+    async def items(self, to: str | None, limit: int) -> list[dict[str, Any]]:
+        return [row for row in self.rows if to is None or row["to"] == to][:limit]
+
+
+class RecordingBroker:
+    """Remembers what was published; nobody listens."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, bytes]] = []
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        self.published.append((subject, data))
+
+
+class ScriptedRouter:
+    """Answers with what the test has put in `answers` (a value, an exception or a function of the request)."""
+
+    def __init__(self) -> None:
+        self.asked: list[Command | Query] = []
+        self.answers: list[Any] = []
+
+    async def ask(self, request: Command | Query, timeout_s: float = 5.0) -> Any:
+        self.asked.append(request)
+        if not self.answers:
+            raise Refusal(Code.NOT_FOUND)
+        answer = self.answers.pop(0)
+        answer = answer(request) if callable(answer) and not isinstance(answer, type) else answer
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def signal(self, signal: Signal) -> None: ...
+
+
+class EmptyReads:
+    """Lists with nothing in them."""
+
+    async def conversations(self, user_id: str, cursor: str | None, limit: int) -> Page:
+        return Page([], None)
+
+    async def messages(self, conversation_id: str, *, before: Any, after: Any, limit: int) -> tuple[list[Any], None]:
+        return [], None
+
+    async def orders(self, user_id: str, role: str, state: str | None, cursor: str | None, limit: int) -> Page:
+        return Page([], None)
+
+    async def positions(self, order_id: str, visit_id: str | None, limit: int) -> list[Any]:
+        return []
+
+    async def read(self, stream: str, after: int, limit: int, max_bytes: int = 0) -> list[tuple[int, bytes]]:
+        return []
+
+
+class World:
+    """All the memory parts, and the application over them."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.clock = ManualClock()
+        self.entropy = CountedEntropy()
+        self.accounts = MemoryAccounts(self.clock, self.new_id)
+        self.sessions = MemorySessions()
+        self.tokens = MemoryTokens(self.clock, self.sessions, self.entropy)
+        self.otp = MemoryOtp(self.clock)
+        self.limiter = MemoryLimiter(self.clock)
+        self.outbox = MemoryOutbox()
+        self.broker = RecordingBroker()
+        self.router: Any = ScriptedRouter()
+        self.reads: Any = EmptyReads()
+        self.checks: dict[str, Any] = {}
+        self.settings = RestSettings(otp_pepper=b"p" * 32, webhook_secret=b"w" * 32, **settings)
+
+    def new_id(self) -> str:
+        return uuid7(self.clock.now_ms(), self.entropy(10))
+
+    def services(self) -> Services:
+        return Services(
+            router=self.router,
+            accounts=self.accounts,
+            sessions=self.sessions,
+            verifier=self.tokens,
+            tokens=self.tokens,
+            read_models=self.reads,
+            reader=self.reads,
+            otp=self.otp,
+            limiter=self.limiter,
+            outbox=self.outbox,
+            sms=SandboxSms(self.outbox, self.clock),
+            broker=self.broker,  # type: ignore[arg-type]
+            clock=self.clock,
+            new_id=self.new_id,
+            entropy=self.entropy,
+            checks=self.checks,
+            metrics=NoMetrics(),
+        )
+
+    def app(self) -> Any:
+        return build_app(self.services(), self.settings)
+
+    async def login(self, phone: str) -> tuple[User, dict[str, str]]:
+        """A user with a live session, and the header that speaks for them."""
+        from domain.ports import Device
+
+        user, _ = await self.accounts.find_or_create(phone, "en")
+        session = DeviceSession(self.new_id(), user.id, Device("d", "d", "d"), self.clock.now_ms(), self.clock.now_ms())
+        await self.sessions.open(session, self.entropy(32), self.clock.now_ms() + 10**10)
+        token = self.tokens.access(user.id, session.id, self.clock.now_ms(), 900)
+        return user, {"Authorization": f"Bearer {token}"}
