@@ -463,7 +463,10 @@ class TokenIssuer(Protocol):
     """Makes what `TokenVerifier` and `Sessions` later check. Plain functions: they sign and seal, and wait for nothing."""
 
     def access(self, user_id: str, session_id: str, now_ms: int, ttl_s: int) -> str:
-        """A signed access token (RS256 with `kid`) for the user on this device session."""
+        """A signed access token (RS256 with `kid`) for the user on this device session.
+
+        Equal arguments give an equal token while the key is the same: a repeated refresh answers with the same pair.
+        """
         ...
 
     def refresh(self) -> str:
