@@ -82,6 +82,7 @@ class HostMember:
         mine = set(table.owners.get(self._host.settings.incarnation, ()))
         if table.version > self._table.version:
             self._table = table
+            self._host.wanted = mine
             self._news.set()
         elif table.version == self._table.version and mine != self._host.partitions.keys():
             self._news.set()
