@@ -1,0 +1,272 @@
+"""Connections to the database: how they are opened, what every one of them promises, and the schema's version.
+
+SQLite runs with WAL and `synchronous=FULL`, and a write transaction begins with `BEGIN IMMEDIATE`: it waits for its turn
+at the start, and its commit has been synced when it returns. MariaDB/MySQL runs READ COMMITTED, with full Unicode.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from domain.ids import PARTITIONS
+from domain.ports import OutcomeUnknown, StoreUnavailable
+from storage.tables import setting
+
+MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_MIGRATION_LOCK: Final = "renoveasy.migrate"
+_alembic = threading.Lock()
+
+
+class DatabaseSettings(msgspec.Struct, frozen=True):
+    """How long to wait for the database, in seconds, and how many pooled connections a process may hold.
+
+    `statement_timeout_s` bounds one statement on MariaDB/MySQL; `busy_timeout_s` one wait for SQLite's write lock;
+    `lock_wait_s` one wait for a row lock of InnoDB.
+    """
+
+    connect_timeout_s: float = 5.0
+    statement_timeout_s: float = 10.0
+    busy_timeout_s: float = 5.0
+    lock_wait_s: int = 3
+    readers: int = 4
+    writers: int = 2
+
+
+class WrongDatabase(Exception):
+    """The database belongs to a platform of another shape, or has no schema yet; says which and what to do."""
+
+
+class Database:
+    """A database of the platform. `read` sees every commit so far; `write` is one transaction, durable on return.
+
+    Both raise `StoreUnavailable` when no connection is to be had. Nothing is connected before its first use.
+    """
+
+    def __init__(self, url: str, settings: DatabaseSettings | None = None) -> None:
+        self.url = url
+        self.settings = settings or DatabaseSettings()
+        self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        # Reads are single statements: without transactions around them they cost one round trip instead of three.
+        self._readers = self._engine("AUTOCOMMIT", self.settings.readers, skip_autocommit_rollback=True)
+        self._writers = self._engine(None if self.is_sqlite else "READ COMMITTED", self.settings.writers)
+        if self.is_sqlite:
+            event.listen(self._writers.sync_engine, "begin", _begin_immediate)
+        # SQLite has one writer. Waiting here is fair and wakes up at once; its own busy handler sleeps and polls.
+        self._turnstile = asyncio.Lock() if self.is_sqlite else None
+
+    @property
+    def dialect(self) -> sa.Dialect:
+        return self._writers.dialect
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection whose every statement is its own read of what is committed."""
+        async with _reachable(self._readers) as connection:
+            try:
+                yield connection
+            except (OperationalError, InterfaceError) as error:
+                raise StoreUnavailable(str(error.orig)) from error
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """One write transaction: committed, and synced, when the block ends; rolled back when it raises.
+
+        Raises:
+            OutcomeUnknown: the connection was lost while committing.
+        """
+        async with self.turn(), _reachable(self._writers) as connection:
+            try:
+                await connection.begin()
+                yield connection
+            except (OperationalError, InterfaceError) as error:
+                raise StoreUnavailable(str(error.orig)) from error
+            try:
+                await connection.commit()
+            except DBAPIError as error:
+                raise OutcomeUnknown(str(error.orig)) from error
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """This process's turn to write; at once where the database has many writers."""
+        if self._turnstile is None:
+            yield
+            return
+        async with self._turnstile:
+            yield
+
+    async def writer(self) -> AsyncConnection:
+        """A connection of one's own for write transactions; whoever asks for it closes it."""
+        try:
+            return await self._writers.connect()
+        except (DBAPIError, PoolTimeout, OSError, TimeoutError) as error:
+            raise StoreUnavailable(str(error)) from error
+
+    async def check(self) -> str:
+        """The database's id, once it is certain that schema and number of partitions are those of this program.
+
+        Raises:
+            WrongDatabase: they are not.
+        """
+        async with self.read() as connection:
+            found = await connection.run_sync(_revision)
+            wanted = _head()
+            if found != wanted:
+                raise WrongDatabase(f"the schema is at {found or 'nothing'}, this program needs {wanted}: run migrate")
+            rows = await connection.execute(sa.select(setting.c.key, setting.c.value))
+            settings = {row.key: row.value for row in rows}
+        if settings.get("partitions") != str(PARTITIONS):
+            raise WrongDatabase(f"made for {settings.get('partitions')} partitions, this program has {PARTITIONS}")
+        return str(settings["database_id"])
+
+    async def close(self) -> None:
+        """Close every pooled connection."""
+        await self._readers.dispose()
+        await self._writers.dispose()
+
+    def _engine(self, isolation_level: str | None, pool_size: int, **options: Any) -> AsyncEngine:
+        return _engine(self.url, self.settings, isolation_level, pool_size, **options)
+
+
+def _engine(
+    url: str, settings: DatabaseSettings, isolation_level: str | None, pool_size: int, **options: Any
+) -> AsyncEngine:
+    sqlite = make_url(url).get_backend_name() == "sqlite"
+    if isolation_level is not None:
+        options["isolation_level"] = isolation_level
+    if sqlite:
+        # With isolation_level None the driver begins nothing by itself; the event on "begin" does.
+        arguments: dict[str, Any] = {"timeout": settings.busy_timeout_s, "isolation_level": None}
+    else:
+        arguments = {
+            "connect_timeout": settings.connect_timeout_s,
+            "read_timeout": settings.statement_timeout_s,
+            "charset": "utf8mb4",
+            "init_command": f"SET SESSION innodb_lock_wait_timeout = {settings.lock_wait_s}",
+        }
+    engine = create_async_engine(
+        url,
+        connect_args=arguments,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=settings.connect_timeout_s,
+        hide_parameters=True,
+        **options,
+    )
+    if sqlite:
+        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+    return engine
+
+
+def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "temp_store = MEMORY"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@asynccontextmanager
+async def _reachable(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
+    try:
+        connection = await engine.connect()
+    except (DBAPIError, PoolTimeout, OSError, TimeoutError) as error:
+        raise StoreUnavailable(str(error)) from error
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+# --- the schema's version ----------------------------------------------------------------------------------------
+
+
+async def migrate(url: str, database_id: str, settings: DatabaseSettings | None = None) -> str:
+    """Bring the schema to the newest version, whoever else tries it at the same time; returns that version.
+
+    `database_id` names the database if it has no name yet. A SQLite file and its folder are made.
+    """
+    parsed = make_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    if sqlite and parsed.database:
+        await asyncio.to_thread(Path(parsed.database).parent.mkdir, parents=True, exist_ok=True)
+    # Alembic's contexts are globals of the process, whatever database they are for.
+    while not _alembic.acquire(blocking=False):  # noqa: ASYNC110 - a thread lock: there may be several event loops
+        await asyncio.sleep(0.02)
+    engine = _engine(url, settings or DatabaseSettings(busy_timeout_s=60, statement_timeout_s=600), None, 1)
+    if sqlite:
+        event.listen(engine.sync_engine, "begin", _begin_immediate)
+    try:
+        async with _reachable(engine) as connection:
+            # MySQL commits at each table it makes, so a lock of its own kind has to keep the second one out;
+            # on SQLite the whole migration is one transaction.
+            if not sqlite and await connection.scalar(sa.func.get_lock(_MIGRATION_LOCK, 60)) != 1:
+                raise StoreUnavailable("another process has been migrating the schema for a minute")
+            await connection.run_sync(_upgrade)
+            await connection.run_sync(_name, database_id)
+            await connection.commit()
+            if not sqlite:
+                await connection.execute(sa.select(sa.func.release_lock(_MIGRATION_LOCK)))
+    finally:
+        _alembic.release()
+        await engine.dispose()
+    return _head()
+
+
+async def current_revision(url: str) -> str | None:
+    """The version of the schema that the database has; None for a database without one."""
+    database = Database(url)
+    try:
+        async with database.read() as connection:
+            return await connection.run_sync(_revision)
+    finally:
+        await database.close()
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    return config
+
+
+def _upgrade(connection: Connection) -> None:
+    command.upgrade(_config(connection), "head")
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _head() -> str:
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    assert head is not None
+    return head
+
+
+def _name(connection: Connection, database_id: str) -> None:
+    known = {row.key for row in connection.execute(sa.select(setting.c.key))}
+    wanted = {"partitions": str(PARTITIONS), "database_id": database_id}
+    missing = [{"key": key, "value": value} for key, value in wanted.items() if key not in known]
+    if missing:
+        connection.execute(sa.insert(setting), missing)
