@@ -1,0 +1,428 @@
+"""One client's connection: performs its session's effects on the ports, and hands events from the hub to its queue."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from domain.commands import Actor, Attached, Query, Signal
+from domain.errors import RETRYABLE, Code, Refusal
+from domain.ports import BrokerUnavailable, ConversationRow, StoreUnavailable
+from gateway import codes, protocol, rpc
+from gateway.codes import Disconnect
+from gateway.hub import HubChannel
+from gateway.outbound import Outbound
+from gateway.recovery import Cursor, Event, first_page, may_recover
+from gateway.session import AnyWork, Ask, Attach, Close, Detach, Effect, History, Session, Sync, Verify
+from gateway.switchboard import Switchboard
+
+log = logging.getLogger("renoveasy.gateway")
+
+
+class Transport(Protocol):
+    """The socket: `write` one text frame while `writable`; when it is again, `Connection.flush` is called."""
+
+    @property
+    def writable(self) -> bool: ...
+    def write(self, frame: bytes) -> None: ...
+    def close(self, code: int, reason: str) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+class Connection:
+    """A transport and its session. Implements `recovery.Sink` for the hub and `switchboard.Peer` for the gateway."""
+
+    __slots__ = ("_board", "_dirty", "_lagging", "_out", "_paused", "_pump", "_room", "_session", "_transport", "due_key",
+                 "token")  # fmt: skip
+
+    def __init__(self, board: Switchboard, transport: Transport) -> None:
+        settings = board.settings
+        self._board = board
+        self._transport = transport
+        self._session = Session(settings, board.new_id(), board.clock.monotonic_s())
+        self._out = Outbound(settings.outbound_bytes, settings.outbound_frames)
+        self._lagging: deque[Cursor] | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._dirty = False
+        self._paused = False
+        self.due_key = 0
+        self.token = ""
+        """The access token that was verified last, to be verified again after revocations may have been missed."""
+        board.peers.add(self)
+        board.schedule(self)
+
+    # --- Peer ----------------------------------------------------------------------------------------------------
+
+    @property
+    def actor(self) -> Actor:
+        return self._session.actor
+
+    @property
+    def deadline_s(self) -> float:
+        return self._session.deadline_s
+
+    @property
+    def authenticated(self) -> bool:
+        return self._session.open
+
+    @property
+    def busy(self) -> bool:
+        """Whether commands are under way, or replies still wait to be written."""
+        return not self._session.closed and (self._session.in_flight > 0 or len(self._out) > 0)
+
+    def tick(self, now_s: float) -> None:
+        self._perform(self._session.tick(now_s))
+        if not self._session.closed:
+            self._board.schedule(self)
+
+    def disconnect(self, why: Disconnect) -> None:
+        """Close with a code; what is queued goes out first, as far as the socket takes it."""
+        self._perform(self._session.close(why))
+
+    # --- the socket ----------------------------------------------------------------------------------------------
+
+    def received(self, frame: bytes) -> None:
+        """A frame from the client."""
+        self._board.counts["gateway_frames_in"] += 1
+        self._perform(self._session.receive(frame, self._board.clock.monotonic_s()))
+        if self._session.saturated and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def lost(self) -> None:
+        """The socket is gone."""
+        if not self._session.closed:
+            self._board.counts["gateway_disconnects_lost"] += 1
+            self._session.close(codes.SHUTDOWN)
+        self._clean_up()
+
+    def flush(self) -> None:
+        """Write what is queued, as far as the socket takes it."""
+        self._dirty = False
+        out, transport = self._out, self._transport
+        target = self._board.settings.frame_target_bytes
+        while len(out) and transport.writable:
+            transport.write(out.take(target))
+            self._board.counts["gateway_frames_out"] += 1
+        if self._room is not None and out.low and not self._room.done():
+            self._room.set_result(None)
+
+    def _queued(self) -> None:
+        if not self._dirty:
+            self._dirty = True
+            self._board.dirty(self)
+
+    def _clean_up(self) -> None:
+        """Leave every channel and every list; whoever still works for this session finds it closed."""
+        board, session = self._board, self._session
+        self._out.clear()
+        board.peers.discard(self)
+        for cursor in session.subscriptions.values():
+            board.hub.leave(cursor)
+        session.subscriptions.clear()
+        if session.identity is not None:
+            board.unregister(self)
+            board.hub.unfollow_user(session.identity.user_id, self)
+        if self._room is not None and not self._room.done():
+            self._room.set_result(None)
+
+    # --- Sink ----------------------------------------------------------------------------------------------------
+
+    def offer(self, frame: bytes) -> bool:
+        taken = self._out.offer(frame)
+        if taken and not self._dirty:
+            self._dirty = True
+            self._board.dirty(self)
+        return taken
+
+    def ephemeral(self, frame: bytes) -> None:
+        self.offer(frame)
+
+    def hint(self, frame: bytes) -> None:
+        self._push(frame)
+
+    def expelled(self, cursor: Cursor) -> None:
+        self._board.hub.leave(cursor)
+        self._perform(self._session.expelled(cursor.channel))
+
+    def lagging(self, cursor: Cursor) -> None:
+        if self._lagging is None:
+            self._lagging = deque()
+        self._lagging.append(cursor)
+        if self._pump is None:
+            self._pump = self._board.spawn(self._catch_up())
+
+    # --- effects -------------------------------------------------------------------------------------------------
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, bytes):
+                self._push(effect)
+            elif isinstance(effect, Signal):
+                self._board.signal(effect)
+            elif isinstance(effect, Close):
+                self._close(effect.why)
+            elif isinstance(effect, Detach):
+                self._detach(effect)
+            else:
+                self._board.spawn(self._work(effect))
+
+    def _push(self, item: bytes) -> None:
+        if self._out.push(item):
+            self._queued()
+        elif not self._session.closed:
+            self.disconnect(codes.SLOW)
+
+    def _close(self, why: Disconnect) -> None:
+        self._board.counts[f"gateway_disconnects_{why.code}"] += 1
+        self.flush()
+        self._transport.close(why.code, why.reason)
+        self._clean_up()
+
+    def _detach(self, work: Detach) -> None:
+        cursor = self._session.subscriptions.get(work.lane)
+        if cursor is not None:
+            self._board.hub.leave(cursor)
+        self._perform(self._session.detached(work))
+
+    async def _work(self, work: AnyWork) -> None:
+        try:
+            effects = await self._do(work)
+        except Refusal as refusal:
+            effects = self._refused(work, refusal)
+        except (BrokerUnavailable, StoreUnavailable):
+            effects = self._refused(work, Refusal(Code.UNAVAILABLE))
+        except Exception:
+            log.exception("work for a session failed: %s", type(work).__name__)
+            effects = self._session.failed(work, codes.INTERNAL)
+        self._perform(effects)
+        if self._paused and not self._session.saturated:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def _refused(self, work: AnyWork, refusal: Refusal) -> list[Effect]:
+        session, refused = self._session, refusal.refused
+        if isinstance(work, Attach):
+            return session.failed(work, codes.subscribe_error(refused))
+        if not isinstance(work, Verify):
+            return session.failed(work, codes.catalogue_error(refused.code), refused)
+        if refused.code in RETRYABLE:
+            return session.failed(work, codes.INTERNAL)
+        if refused.code is Code.SESSION_REVOKED:
+            return session.close(codes.SESSION_REVOKED)
+        if refused.code is not Code.TOKEN_EXPIRED:
+            return session.close(codes.INVALID_TOKEN)
+        # The SDKs end for good when a refresh is refused; told that the connection expired, they come back with a new token.
+        return session.close(codes.EXPIRED) if work.name == "refresh" else session.failed(work, codes.TOKEN_EXPIRED)
+
+    async def _do(self, work: AnyWork) -> list[Effect]:
+        match work:
+            case Ask():
+                answer = await self._board.router.ask(work.request, self._board.settings.ask_timeout_s)
+                shaped = {"data": rpc.result(work.method, answer)}
+                return self._session.succeeded(work, protocol.reply(work.command_id, "rpc", shaped))
+            case Attach():
+                return await self._attach(work)
+            case Verify():
+                return await self._verify(work)
+            case History():
+                return await self._history(work)
+            case Sync():
+                shaped = {"data": await self._sync()}
+                return self._session.succeeded(work, protocol.reply(work.command_id, "rpc", shaped))
+            case Detach():
+                raise TypeError("unsubscribing needs nobody else")
+
+    async def _verify(self, work: Verify) -> list[Effect]:
+        board, session = self._board, self._session
+        if not work.token:
+            return session.close(codes.INVALID_TOKEN)
+        identity = await board.verifier.verify(work.token)
+        if work.name == "connect":
+            await board.hub.follow_user(identity.user_id, self)
+            if session.closed:
+                board.hub.unfollow_user(identity.user_id, self)
+                return []
+        effects = session.verified(work, identity, board.clock.monotonic_s(), board.clock.now_ms())
+        self.token = work.token
+        if session.closed:
+            return effects
+        if not board.register(self):
+            return session.close(codes.SESSION_REVOKED)
+        board.schedule(self)
+        return effects
+
+    async def _attach(self, work: Attach) -> list[Effect]:
+        """Follow the channel first, then ask where it stands: what is published in between is seen by the hub."""
+        board, session, request = self._board, self._session, work.request
+        channel = await board.hub.follow(work.lane)
+        joined = False
+        try:
+            query = Query(work.kind, work.stream_id, "attach", self.actor)
+            answer = await board.router.ask(query, board.settings.ask_timeout_s)
+            if not isinstance(answer, Attached):
+                raise TypeError(f"{type(answer).__name__} does not answer attach")
+            channel.attached(answer)
+            recovered = request.recover and may_recover(request.epoch, request.offset, answer.epoch, channel.head)
+            if request.recover and not recovered and request.flag & protocol.REJECT_UNRECOVERED:
+                return session.failed(work, codes.UNRECOVERABLE_POSITION)
+            events = await self._first_page(channel, request.offset) if recovered else []
+            if session.closed:
+                return []
+            start = request.offset if recovered else channel.head
+            cursor = Cursor(self, work.lane, self.actor.id, start, answer.head)
+            pubs, leaves = self._advance(cursor, channel, events)
+            result = protocol.SubscribeResult(
+                epoch=answer.epoch,
+                offset=start,
+                recoverable=True,
+                positioned=True,
+                was_recovering=request.recover,
+                recovered=recovered,
+                publications=protocol.raws(pubs),
+            )
+            board.hub.join(channel, cursor)
+            joined = True
+            self._perform(session.attached(work, cursor, result))
+            if leaves:
+                self.expelled(cursor)
+            return []
+        finally:
+            if not joined:
+                board.hub.unfollow(channel)
+
+    async def _first_page(self, channel: HubChannel, after: int) -> Sequence[Event]:
+        if after >= channel.head:
+            return []
+        settings = self._board.settings
+        events = await self._board.hub.page(channel, after, settings.page_events, settings.page_bytes)
+        return first_page(events, settings.page_bytes)
+
+    def _advance(self, cursor: Cursor, channel: HubChannel, events: Sequence[Event]) -> tuple[list[bytes], bool]:
+        """Move the cursor over a page: its publications as they stand in a reply, and whether the user left with it."""
+        start = len(channel.prefix)
+        pubs: list[bytes] = []
+        for event in events:
+            if event.offset != cursor.position + 1:
+                break
+            pubs.append(event.frame[start:-2])
+            cursor.position = event.offset
+            if cursor.leaves_with(event):
+                return pubs, True
+        return pubs, False
+
+    async def _history(self, work: History) -> list[Effect]:
+        board, request, session = self._board, work.request, self._session
+        cursor = session.subscriptions.get(work.lane)
+        if cursor is None:
+            return session.failed(work, codes.PERMISSION_DENIED)
+        channel = board.hub.channel_of(cursor)
+        since = request.since
+        if since is not None and not may_recover(
+            since.epoch, min(since.offset, channel.head), channel.epoch, channel.head
+        ):
+            return session.failed(work, codes.UNRECOVERABLE_POSITION)
+        limit = board.settings.history_limit
+        limit = limit if request.limit < 0 else min(request.limit, limit)
+        rows: list[tuple[int, bytes]] = []
+        if limit:
+            rows = await board.hub.rows(work.lane, None if since is None else since.offset, limit, back=request.reverse)
+        pubs: list[bytes] = []
+        size = 0
+        for offset, data in rows:
+            pub = protocol.publication(data, offset)
+            size += len(pub)
+            if pubs and size > board.settings.page_bytes:
+                break
+            pubs.append(pub)
+        head = max([channel.head, *(offset for offset, _ in rows)])
+        result = protocol.HistoryResult(protocol.raws(pubs), channel.epoch, head)
+        return session.succeeded(work, protocol.reply(work.command_id, "history", result))
+
+    async def _sync(self) -> dict[str, Any]:
+        board, user_id = self._board, self.actor.id
+        rows: list[ConversationRow] = []
+        cursor: str | None = None
+        while len(rows) < board.settings.sync_conversations:
+            page = await board.read_models.conversations(user_id, cursor, 200)
+            rows.extend(page.items)
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        heads = await board.read_models.order_heads(user_id)
+        return {
+            "conversations": [
+                {"id": row.id, "offset": row.offset, "read_offset": row.read_offset, "unread": row.unread}
+                for row in rows
+            ],
+            "orders": [{"id": order_id, "offset": offset, "state": state} for order_id, offset, state in heads],
+        }
+
+    # --- catching up ---------------------------------------------------------------------------------------------
+
+    async def _catch_up(self) -> None:
+        """Read pages for the cursors that are behind, in turns, as fast as the client drains its queue."""
+        lagging = self._lagging
+        assert lagging is not None
+        idle, waited_s, delay_s = 0, 0.0, 0.02
+        try:
+            while lagging and not self._session.closed:
+                await self._until_room()
+                cursor = lagging.popleft()
+                if cursor.gone:
+                    continue
+                if await self._catch_up_once(cursor):
+                    idle, waited_s, delay_s = 0, 0.0, 0.02
+                else:
+                    idle += 1
+                if not (cursor.live or cursor.gone):
+                    lagging.append(cursor)
+                if lagging and idle >= len(lagging):
+                    if waited_s > self._board.settings.recovery_patience_s:
+                        self.disconnect(codes.INSUFFICIENT_STATE)
+                    await asyncio.sleep(delay_s)
+                    idle, waited_s, delay_s = 0, waited_s + delay_s, min(1.0, delay_s * 2)
+        except Exception:
+            log.exception("catching up failed")
+            self.disconnect(codes.SERVER_ERROR)
+        finally:
+            self._pump = self._lagging = None
+
+    async def _catch_up_once(self, cursor: Cursor) -> bool:
+        """One page for one cursor; True if it got further. From the last check to the return nothing is awaited."""
+        hub, settings = self._board.hub, self._board.settings
+        channel = hub.channel_of(cursor)
+        max_events = max(1, min(settings.page_events, settings.outbound_frames // 4))
+        max_bytes = min(settings.page_bytes, settings.outbound_bytes // 4)
+        events: Sequence[Event] = []
+        if cursor.position < channel.head:
+            try:
+                page = await hub.page(channel, cursor.position, max_events, max_bytes)
+                events = first_page(page, max_bytes)
+            except StoreUnavailable:
+                self._board.counts["gateway_recovery_failures"] += 1
+        if cursor.gone or self._session.closed:
+            return True
+        before = cursor.position
+        for event in events:
+            if event.offset != cursor.position + 1 or not self._out.push(event.frame):
+                break
+            cursor.position = event.offset
+            if cursor.leaves_with(event):
+                self._queued()
+                self.expelled(cursor)
+                return True
+        self._queued()
+        cursor.live = cursor.position >= channel.head
+        return cursor.live or cursor.position > before
+
+    async def _until_room(self) -> None:
+        while not (self._out.low or self._session.closed):
+            self._room = asyncio.get_running_loop().create_future()
+            try:
+                await self._room
+            finally:
+                self._room = None
