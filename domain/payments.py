@@ -33,6 +33,8 @@ class Books(msgspec.Struct, frozen=True):
     held: dict[int, int] = {}
     released: dict[int, int] = {}
     refunded: dict[int, int] = {}
+    returned: dict[int, int] = {}
+    """Given back after it had been released (L6)."""
 
     def balance(self, account: str) -> int:
         """Debits minus credits."""
@@ -138,9 +140,7 @@ def refund(order_id: str, milestone: int, customer_id: str, amount: int, currenc
 
 def refund_paid(milestone: int, customer_id: str, rail: str, amount: int, currency: str) -> Transaction:
     """L5, second half: the provider has paid the refund."""
-    return transaction(
-        "L5", milestone, currency, (refund_account(customer_id), amount), (cash_account(rail), -amount)
-    )
+    return transaction("L5", milestone, currency, (refund_account(customer_id), amount), (cash_account(rail), -amount))
 
 
 def refund_after_release(
@@ -167,9 +167,13 @@ def post(books: Books, transactions: Iterable[Transaction]) -> Books:
     """
     balances = dict(books.balances)
     moved = {"L1": dict(books.held), "L3": dict(books.released), "L5": dict(books.refunded)}
+    returned = dict(books.returned)
     for item in transactions:
         if sum(p.amount for p in item.postings) != 0:
             raise OutOfBalance(f"{item.kind} of milestone {item.milestone}")
+        if item.kind == "L6":
+            given = -sum(p.amount for p in item.postings if p.account.startswith("customer:"))
+            returned[item.milestone] = returned.get(item.milestone, 0) + given
         for posting in item.postings:
             balances[posting.account] = balances.get(posting.account, 0) + posting.amount
             if posting.account.startswith("escrow:"):
@@ -178,4 +182,4 @@ def post(books: Books, transactions: Iterable[Transaction]) -> Books:
                 if item.kind in moved:
                     by_milestone = moved[item.kind]
                     by_milestone[item.milestone] = by_milestone.get(item.milestone, 0) + abs(posting.amount)
-    return Books(balances, moved["L1"], moved["L3"], moved["L5"])
+    return Books(balances, moved["L1"], moved["L3"], moved["L5"], returned)

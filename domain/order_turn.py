@@ -1,0 +1,169 @@
+"""One command's turn on an order: what the decide functions read, and where they put what follows from the command."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from domain import order_events as ev
+from domain.aggregate import Decision, Facts
+from domain.commands import SYSTEM, Command
+from domain.errors import Code, Refusal, Refused
+from domain.ids import derived_uuid7
+from domain.order_evolve import evolve
+from domain.order_state import OrderState, Role, Side, Visit
+from domain.policy import Policy
+from domain.times import rfc3339
+
+CLAIMING = frozenset({"confirmed", "en_route", "arrived", "checked_in"})
+"""Visits that take up the worker's calendar."""
+
+
+class OrderTurn:
+    """Folds every event into `state` at once, so that what a decide function reads is always what is true by now."""
+
+    def __init__(
+        self,
+        state: OrderState,
+        command: Command,
+        role: Role,
+        now_ms: int,
+        facts: Facts,
+        policy: Policy,
+        pepper: bytes,
+        allowed: Callable[[OrderState], tuple[str, ...]],
+    ) -> None:
+        self.state = state
+        self.command = command
+        self.role = role
+        self.now = now_ms
+        self.facts = facts
+        self.policy = policy
+        self._pepper = pepper
+        self._allowed = allowed
+        self._start = state
+        self._events: list[ev.AnyEvent] = []
+        self._related: list[Command] = []
+        self._claims: list[str] = []
+        self._releases: list[str] = []
+        self._refusal: Refused | None = None
+
+    @property
+    def side(self) -> Side:
+        return "customer" if self.role == "customer" else "worker"
+
+    @property
+    def actor_id(self) -> str:
+        return self.command.actor.id
+
+    @property
+    def worker_id(self) -> str:
+        """The hired worker; only asked for in states that have one."""
+        worker_id = self.state.worker_id
+        assert worker_id is not None
+        return worker_id
+
+    def decision(self) -> Decision[ev.AnyEvent]:
+        claims = tuple(self._claims)
+        releases = tuple(key for key in self._releases if key not in claims)
+        return Decision(self._events, self._related, claims, releases, self._refusal)
+
+    def emit(
+        self, kind: Callable[..., ev.AnyEvent], to: str | None = None, private: ev.Private | None = None, **fields: Any
+    ) -> ev.AnyEvent:
+        """Add an event that leads to the state `to` (or leaves it), and make it true."""
+        masked = getattr(kind, "masks_by", False) and self.command.actor.kind == "user"
+        event = kind(
+            by=self.role.replace("bidder", "worker") if masked else self.command.actor.by,
+            at=rfc3339(self.now),
+            state=self.state.state if to is None else to,
+            version=self.state.version + 1,
+            private=private,
+            **fields,
+        )
+        event = ev.sealed(event, self.state.hash)
+        self.state = evolve(self.state, event)
+        self._events.append(event)
+        return event
+
+    def claim(self, keys: Iterable[str]) -> None:
+        self._claims.extend(keys)
+
+    def release(self, keys: Iterable[str]) -> None:
+        self._releases.extend(keys)
+
+    def release_visits(self) -> None:
+        """Give back whatever the order's visits hold of the worker's time, as it was before this turn."""
+        worker_id = self._start.worker_id
+        for visit in self._start.visits:
+            if worker_id is not None:
+                self.release(visit_keys(worker_id, visit, self.policy))
+
+    def conversation(self, conversation_id: str, name: str, payload: dict[str, Any]) -> None:
+        """Send a command to a conversation of this order, in the same turn."""
+        seed = f"{self.command.command_id}:{conversation_id}:{len(self._related)}"
+        self._related.append(
+            Command(
+                kind="conversation",
+                stream_id=conversation_id,
+                name=name,
+                actor=SYSTEM,
+                command_id=derived_uuid7(self.now, seed, conversation_id),
+                payload=msgspec.json.encode(payload),
+            )
+        )
+
+    def card(self, worker_id: str, event: ev.AnyEvent, text: str, **known: Any) -> None:
+        """Post what happened into the customer's conversation with that worker; `known` is for these two alone."""
+        quote = next(iter(self.state.quotes_of(worker_id)), None)
+        if quote is not None:
+            card = {**ev.public_fields(event), "order_id": self.state.id, "state": event.state, **known}
+            self.conversation(quote.conversation_id, "card", {"card": card, "text": text})
+
+    def tell(self, event: ev.AnyEvent, text: str, **known: Any) -> None:
+        """Post a card into the conversation with the hired worker."""
+        if self.state.worker_id is not None:
+            self.card(self.state.worker_id, event, text, **known)
+
+    def refuse_after(self, refused: Refused) -> None:
+        """Commit the events so far and then refuse: a wrong try that must not be forgotten."""
+        self._refusal = refused
+
+    def conflict(self, detail: str, code: Code = Code.CONFLICT, **current: Any) -> Refusal:
+        """The refusal for what does not fit how things stand, with that standing."""
+        return conflict(self._start, code, detail, self._allowed(self._start), **current)
+
+    def derived_id(self, purpose: str) -> str:
+        """An id that this command alone makes for this purpose."""
+        return derived_uuid7(self.now, f"{self.command.command_id}:{purpose}", self.state.id)
+
+    def secret_digits(self, purpose: str) -> str:
+        """Four digits that only who knows the order's seed (or the platform's pepper) could foretell."""
+        seed = f"{self.state.seed}:{self.state.hash}:{purpose}:{self.command.command_id}:{self.now}".encode()
+        digest = hashlib.blake2b(seed, key=self._pepper[:64], digest_size=8).digest()
+        return f"{int.from_bytes(digest, 'big') % 10_000:04d}"
+
+
+def conflict(state: OrderState, code: Code, detail: str, allowed: tuple[str, ...], **current: Any) -> Refusal:
+    """A refusal that says how the order stands and what its caller could do instead."""
+    return Refusal(
+        code, detail, current={"state": state.state, "version": state.version, **current}, allowed_commands=allowed
+    )
+
+
+def slot_keys(worker_id: str, start: int, end: int, unit_ms: int) -> tuple[str, ...]:
+    """The calendar keys of every quarter hour that [start, end) touches."""
+    return tuple(f"cal:{worker_id}:{quarter}" for quarter in range(start // unit_ms, (end - 1) // unit_ms + 1))
+
+
+def trip_key(worker_id: str) -> str:
+    return f"trip:{worker_id}"
+
+
+def visit_keys(worker_id: str, visit: Visit, policy: Policy) -> tuple[str, ...]:
+    """All keys that a visit holds in its present status."""
+    if visit.status not in CLAIMING:
+        return ()
+    calendar = slot_keys(worker_id, visit.start, visit.end, policy.slot_unit_ms)
+    return (*calendar, trip_key(worker_id)) if visit.status in ("en_route", "arrived") else calendar

@@ -1,0 +1,211 @@
+"""The worker comes to the site: slots, the trip, the check-in by code, the check-out (T10 … T16)."""
+
+from domain import order_events as ev
+from domain.errors import Refusal, invalid
+from domain.geo import distance_m
+from domain.order_commands import CheckIn, FixInput, OnVisit, ProposeSlot, VisitRef, wrong
+from domain.order_state import FINISHED, ON_THE_WAY, OrderState, Role, Visit
+from domain.order_turn import OrderTurn, slot_keys, trip_key, visit_keys
+from domain.policy import Policy
+from domain.times import epoch_ms, rfc3339
+
+
+def other_proposed(state: OrderState, role: Role, actor_id: str) -> bool:
+    """A slot waits for the caller's side to confirm it."""
+    return any(v.status == "proposed" and v.proposed_by != role for v in state.visits)
+
+
+def visit_confirmed(state: OrderState, role: Role, actor_id: str) -> bool:
+    return state.visit_in("confirmed") is not None
+
+
+def visit_on_the_way(state: OrderState, role: Role, actor_id: str) -> bool:
+    return state.visit_in("en_route") is not None
+
+
+def visit_travelling(state: OrderState, role: Role, actor_id: str) -> bool:
+    return state.visit_in(*ON_THE_WAY) is not None
+
+
+def visit_expected(state: OrderState, role: Role, actor_id: str) -> bool:
+    return state.visit_in("confirmed", *ON_THE_WAY) is not None
+
+
+def visit_checked_in(state: OrderState, role: Role, actor_id: str) -> bool:
+    return state.visit_in("checked_in") is not None
+
+
+def _known_visit(turn: OrderTurn, visit_id: str, *statuses: str) -> Visit:
+    visit = turn.state.visit(visit_id)
+    if visit is None:
+        raise invalid("visit_id", "unknown", "there is no such visit")
+    if visit.status not in statuses:
+        raise turn.conflict(f"the visit is {visit.status}", visit={"id": visit.id, "status": visit.status})
+    return visit
+
+
+def propose_slot(turn: OrderTurn, wish: ProposeSlot) -> None:
+    state, policy = turn.state, turn.policy
+    if state.visit(wish.visit_id) is not None:
+        raise invalid("visit_id", "taken", "this id has been used")
+    if len(state.visits) >= policy.visits_max:
+        raise turn.conflict("this order takes no more visits")
+    start, end = epoch_ms(wish.start), epoch_ms(wish.end)
+    notice = policy.notice_ms(state.category)
+    if end <= start:
+        raise invalid("end", "not_after_start", "the end is not after the start")
+    if end - start > policy.slot_max_ms:
+        raise invalid("end", "too_long", f"a slot is at most {policy.slot_max_ms // 3_600_000} hours")
+    if start < turn.now + notice - policy.slot_clock_slack_ms:
+        raise invalid("start", "too_soon", f"a slot begins {notice // 60_000} minutes from now or later")
+    _within_escrow(turn, end)
+    event = turn.emit(ev.SlotProposed, visit_id=wish.visit_id, start=rfc3339(start), end=rfc3339(end), side=turn.side)
+    turn.tell(event, "A time for the visit was proposed.")
+
+
+def _within_escrow(turn: OrderTurn, end: int) -> None:
+    latest = turn.now + turn.policy.slot_horizon_ms
+    if turn.state.escrow_deadline is not None:
+        latest = min(latest, turn.state.escrow_deadline - turn.policy.escrow_margin_ms)
+    if end >= latest:
+        raise invalid("end", "too_late", f"the money is held safely only until {rfc3339(latest)}")
+
+
+def confirm_slot(turn: OrderTurn, which: VisitRef) -> None:
+    state, policy = turn.state, turn.policy
+    visit = _known_visit(turn, which.visit_id, "proposed")
+    if visit.proposed_by == turn.side:
+        raise turn.conflict("who proposes a slot cannot confirm it", visit={"id": visit.id, "status": visit.status})
+    notice = policy.notice_ms(state.category)
+    if notice and visit.start < turn.now + notice - policy.slot_answer_grace_ms:
+        raise invalid("visit_id", "too_soon", "the slot is too near by now; propose a later one")
+    if visit.end <= turn.now:
+        raise invalid("visit_id", "past", "the slot is over")
+    _within_escrow(turn, visit.end)
+    replaced = state.visit_in("confirmed")
+    if replaced is not None and state.reschedules.get(visit.proposed_by, 0) >= policy.reschedules_max:
+        raise turn.conflict(f"each side may reschedule {policy.reschedules_max} times")
+    event = turn.emit(
+        ev.SlotConfirmed,
+        to="in_progress" if state.visit_in("checked_in") else "scheduled",
+        private=ev.Private(code=turn.secret_digits(visit.id)),
+        visit_id=visit.id,
+        start=rfc3339(visit.start),
+        end=rfc3339(visit.end),
+        replaces=replaced.id if replaced else None,
+    )
+    if replaced is not None:
+        kept = slot_keys(turn.worker_id, visit.start, visit.end, policy.slot_unit_ms)
+        turn.release(key for key in visit_keys(turn.worker_id, replaced, policy) if key not in kept)
+    turn.claim(new_slot_keys(state, visit, policy))
+    turn.tell(event, "The time of the visit is confirmed.")
+
+
+def new_slot_keys(state: OrderState, visit: Visit, policy: Policy) -> tuple[str, ...]:
+    """The quarter hours of a slot that its order does not hold yet."""
+    worker_id, replaced = state.worker_id, state.visit_in("confirmed")
+    if worker_id is None:
+        return ()
+    held = visit_keys(worker_id, replaced, policy) if replaced else ()
+    return tuple(k for k in slot_keys(worker_id, visit.start, visit.end, policy.slot_unit_ms) if k not in held)
+
+
+def _judge_fix(turn: OrderTurn, fix: FixInput) -> None:
+    """The guards of a command's own fix on age and accuracy; distance is judged by who needs it."""
+    age = turn.now - epoch_ms(fix.at)
+    if abs(age) > turn.policy.fix_age_max_ms:
+        raise invalid("fix.at", "stale", f"the fix is {age / 1000:.0f} s old, and 30 s is the limit")
+    if fix.accuracy_m > turn.policy.fix_accuracy_max_m:
+        limit = turn.policy.fix_accuracy_max_m
+        raise invalid(
+            "fix.accuracy_m", "inaccurate", f"accurate to {fix.accuracy_m:.0f} m, and {limit:.0f} m is the limit"
+        )
+
+
+def _near(turn: OrderTurn, fix: FixInput | None, limit_m: float) -> None:
+    site = turn.state.site
+    if fix is None or site is None:
+        return
+    away = distance_m(fix.lat, fix.lon, site.lat, site.lon)
+    if away > limit_m:
+        raise invalid("fix", "too_far", f"{away:.0f} m from the site, and {limit_m:.0f} m is the limit")
+
+
+def start_trip(turn: OrderTurn, wish: OnVisit) -> None:
+    visit, policy = _known_visit(turn, wish.visit_id, "confirmed"), turn.policy
+    if not visit.start - policy.trip_early_ms <= turn.now <= visit.end:
+        window = f"{rfc3339(visit.start - policy.trip_early_ms)} to {rfc3339(visit.end)}"
+        raise turn.conflict(f"a trip to this visit may start from {window}")
+    if wish.fix is not None:
+        _judge_fix(turn, wish.fix)
+    event = turn.emit(ev.TripStarted, to="en_route", visit_id=visit.id)
+    turn.claim((trip_key(turn.worker_id),))
+    turn.tell(event, "The worker is on the way.")
+
+
+def abort_trip(turn: OrderTurn, wish: OnVisit) -> None:
+    visit = _known_visit(turn, wish.visit_id, *ON_THE_WAY)
+    event = turn.emit(ev.TripAborted, to="scheduled", visit_id=visit.id, reason=wish.reason)
+    turn.release((trip_key(turn.worker_id),))
+    turn.tell(event, "The trip was broken off.")
+
+
+def arrived(turn: OrderTurn, wish: OnVisit) -> None:
+    visit = _known_visit(turn, wish.visit_id, "en_route")
+    _near(turn, wish.fix, turn.policy.arrived_within_m)
+    event = turn.emit(ev.Arrived, visit_id=visit.id)
+    turn.tell(event, "The worker has arrived.")
+
+
+def check_in(turn: OrderTurn, wish: CheckIn) -> None:
+    """The code counts: a wrong one is remembered, and after five of them no code opens the door any more.
+
+    The same wrong code under the same command id is a retry, not another try.
+    """
+    visit, limit = _known_visit(turn, wish.visit_id, "confirmed", *ON_THE_WAY), turn.policy.code_tries_max
+    _near(turn, wish.fix, turn.policy.check_in_within_m)
+    tried = f"{turn.command.command_id}:{wish.code}"
+    if tried in visit.tries:
+        raise Refusal.of(wrong("code", "wrong", _tries_left(limit - len(visit.tries))))
+    if len(visit.tries) >= limit:
+        raise invalid("code", "locked", _tries_left(0))
+    if wish.code != visit.code:
+        left = limit - len(visit.tries) - 1
+        turn.emit(ev.CodeRefused, visit_id=visit.id, tries_left=left, private=ev.Private(tried=tried))
+        turn.refuse_after(wrong("code", "wrong", _tries_left(left)))
+        return
+    _enter(turn, visit)
+
+
+def _tries_left(left: int) -> str:
+    return f"not the code; {left} tries left" if left else "no tries left: the customer can confirm the check-in"
+
+
+def code_tried(state: OrderState, role: Role, actor_id: str) -> bool:
+    """Someone stands at the door with a wrong code."""
+    visit = state.visit_in("confirmed", *ON_THE_WAY)
+    return visit is not None and len(visit.tries) > 0
+
+
+def confirm_check_in(turn: OrderTurn, which: VisitRef) -> None:
+    """The customer opens the door themselves, where the code did not."""
+    _enter(turn, _known_visit(turn, which.visit_id, "confirmed", *ON_THE_WAY))
+
+
+def _enter(turn: OrderTurn, visit: Visit) -> None:
+    state = turn.state
+    begins = None
+    if not any(m.status in ("active", "submitted", "changes_requested") for m in state.milestones):
+        begins = next((m.n for m in state.milestones if m.status not in FINISHED and m.status == "funded"), None)
+    event = turn.emit(ev.CheckedIn, to="in_progress", visit_id=visit.id, milestone=begins)
+    if visit.status in ON_THE_WAY:
+        turn.release((trip_key(turn.worker_id),))
+    turn.tell(event, "The worker has checked in.")
+
+
+def check_out(turn: OrderTurn, wish: OnVisit) -> None:
+    visit = _known_visit(turn, wish.visit_id, "checked_in")
+    later = turn.state.visit_in("confirmed") is not None
+    event = turn.emit(ev.CheckedOut, to="scheduled" if later else "in_progress", visit_id=visit.id)
+    turn.release(visit_keys(turn.worker_id, visit, turn.policy))
+    turn.tell(event, "The worker has checked out.")
