@@ -7,7 +7,7 @@ restarted is at work again without anybody calling it.
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import ray
@@ -37,7 +37,7 @@ class Part(Protocol):
         ...
 
 
-Build = Callable[[Settings, str], Awaitable[Part]]
+Build = Callable[[Settings, str], Part]
 
 
 class Resident:
@@ -59,7 +59,7 @@ class Resident:
     async def _run(self) -> None:
         while self._part is None:
             try:
-                part = await self._build(self._settings, self._name)
+                part = self._build(self._settings, self._name)
                 self._ports = await part.start()
                 self._part = part
             except Exception as error:
