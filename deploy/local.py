@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from deploy.runtime import Process, StartError, start_of
+from deploy.runtime import Process, StartError
 from deploy.settings import Settings
 
 START_LIMIT_S: Final = 15.0
@@ -92,7 +92,7 @@ class Server:
         process = self._process
         if process is None or process.returncode is not None:
             return []
-        return [Process(self.role, self.role, process.pid, (self.port,), start_of(process.pid))]
+        return [Process(self.role, self.role, process.pid, {self.role: self.port})]
 
     async def _spawn(self) -> None:
         log = opened_log(self.log)

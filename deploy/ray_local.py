@@ -19,7 +19,7 @@ from typing import Any, Final
 import psutil
 
 from deploy.local import last_lines, opened_log, tethered
-from deploy.runtime import TOKEN_KEY, Process, StartError, descendants, end, start_of
+from deploy.runtime import TOKEN_KEY, Process, StartError, descendants, end
 from deploy.settings import REPLICA_PORTS, Settings
 
 NAMESPACE: Final = "renoveasy"
@@ -42,6 +42,9 @@ def environment(settings: Settings, token: str) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Without it 127.0.0.1 is replaced by the machine's outward address, and GCS and raylet listen there.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Otherwise a token that some other Ray left in the home folder switches authentication on, here and not there.
+        # Whoever can reach 127.0.0.1 is trusted: a browser cannot send the token, and the dashboard is for people.
+        "RAY_AUTH_MODE": "disabled",
         "RAY_START_HOOK": f"{__name__}.without_client_server",
         "RAY_worker_niceness": "0",  # the default of 15 starves hosts and gateways
         "RAY_prestart_worker_first_driver": "0",
@@ -156,9 +159,9 @@ class RayHead:
             return []
         ports = self.settings.ports
         roles = {
-            "gcs_server": ("ray", "gcs", (ports.gcs,)),
-            "raylet": ("ray", "raylet", (ports.node_manager, ports.object_manager)),
-            "haproxy": ("proxy", "haproxy", (self.settings.http_port,)),
+            "gcs_server": ("ray", "gcs", {"gcs": ports.gcs}),
+            "raylet": ("ray", "raylet", {"node_manager": ports.node_manager, "object_manager": ports.object_manager}),
+            "haproxy": ("proxy", "haproxy", {"http": self.settings.http_port}),
         }
         found = []
         for child in psutil.Process(self._process.pid).children(recursive=True):
@@ -169,10 +172,9 @@ class RayHead:
             program = Path(command[0]).name if command else ""
             if program in roles:
                 role, name, listening = roles[program]
-                found.append(Process(role, name, child.pid, listening, start_of(child.pid)))
+                found.append(Process(role, name, child.pid, listening))
             elif len(command) > 1 and command[1].endswith("dashboard.py"):
-                listening = (self.settings.dashboard_port,)
-                found.append(Process("dashboard", "dashboard", child.pid, listening, start_of(child.pid)))
+                found.append(Process("dashboard", "dashboard", child.pid, {"http": self.settings.dashboard_port}))
         return found
 
     def _command(self) -> list[str]:

@@ -36,13 +36,12 @@ class StartError(Exception):
 
 
 class Process(msgspec.Struct, frozen=True):
-    """One process of the platform. `started` tells it from a later one with the same pid."""
+    """One process that does a role's work, and the ports it listens on by name."""
 
     role: str
     name: str
     pid: int
-    ports: tuple[int, ...] = ()
-    started: str = ""
+    ports: dict[str, int]
 
 
 class Runtime(msgspec.Struct, frozen=True):
@@ -53,8 +52,6 @@ class Runtime(msgspec.Struct, frozen=True):
     state: str
     token: str
     settings: Settings
-    addresses: dict[str, str] = {}
-    processes: tuple[Process, ...] = ()
     tree: tuple[tuple[int, str], ...] = ()
 
 
@@ -275,5 +272,4 @@ def end_leftovers(runtime: Runtime | None) -> list[int]:
     """End what an earlier start on this data folder left behind; returns the pids. Call it with the lock held."""
     if runtime is None:
         return []
-    ended = end([*((process.pid, process.started) for process in runtime.processes), *runtime.tree])
-    return ended + end(carriers(runtime.token))
+    return end(runtime.tree) + end(carriers(runtime.token))

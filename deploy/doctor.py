@@ -1,0 +1,193 @@
+"""`renoveasy doctor`: is everything there that the platform needs? Looks, and changes nothing."""
+
+import asyncio
+import resource
+import shutil
+import socket
+import ssl
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from deploy import runtime
+from deploy.settings import Settings, key_of
+
+if TYPE_CHECKING:
+    from storage.engine import Database
+
+MIN_FILES: Final = 4_096
+MIN_DISK_BYTES: Final = 2 << 30
+MIN_SHM_BYTES: Final = 64 << 20
+TIMEOUT_S: Final = 5.0
+
+
+class Finding(NamedTuple):
+    """`fail` keeps the platform from working; `warn` makes it work worse; `advice` is what to do."""
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    what: str
+    advice: str = ""
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """All findings, in the order in which the platform needs the things."""
+    running = runtime.read(settings.data_dir) if runtime.is_locked(settings.data_dir) else None
+    actual = running.settings if running else settings
+    findings = [
+        _python(),
+        _open_files(),
+        *_data_folder(settings),
+        _shared_memory(),
+        *_ports(settings, running is not None),
+    ]
+    for check in (_database, _nats, _redis):
+        findings += await _guarded(check, settings, actual, running is not None)
+    return findings
+
+
+def worst(findings: list[Finding]) -> int:
+    """The exit code: 1 when something fails."""
+    return int(any(finding.verdict == "fail" for finding in findings))
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("Python", "ok", version)
+
+
+def _open_files() -> Finding:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    what = f"{soft:,} open files (limit {hard:,})"
+    if soft < MIN_FILES:
+        return Finding("open files", "warn", what, f"raise it to at least {MIN_FILES:,}: ulimit -n")
+    return Finding("open files", "ok", f"{what}: room for about {soft - 500:,} sessions in each gateway")
+
+
+def _data_folder(settings: Settings) -> list[Finding]:
+    folder = settings.data_dir
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    probe = existing / ".renoveasy-probe"
+    try:
+        probe.write_bytes(b"")
+        probe.unlink()
+        writable = Finding("data folder", "ok", str(folder))
+    except OSError as error:
+        writable = Finding(
+            "data folder", "fail", f"{folder}: {error.strerror}", f"set {key_of('data_dir')} to another one"
+        )
+    free = shutil.disk_usage(existing).free
+    verdict: Literal["ok", "warn"] = "ok" if free >= MIN_DISK_BYTES else "warn"
+    return [
+        writable,
+        Finding("disk", verdict, f"{free / (1 << 30):.1f} GiB free", "" if verdict == "ok" else "free some"),
+    ]
+
+
+def _shared_memory() -> Finding:
+    folder = Path("/dev/shm")  # noqa: S108 - where Ray keeps its objects
+    if not folder.exists():
+        return Finding("shared memory", "warn", "missing", "Ray uses a slower folder instead")
+    free = shutil.disk_usage(folder).free
+    if free < MIN_SHM_BYTES:
+        return Finding(
+            "shared memory", "warn", f"{free >> 20} MiB free", "Ray uses a slower folder instead; enlarge it"
+        )
+    return Finding("shared memory", "ok", f"{free >> 20} MiB free")
+
+
+def _ports(settings: Settings, running: bool) -> list[Finding]:
+    findings = []
+    for field in ("http_port", "ws_port", "dashboard_port"):
+        port = int(getattr(settings, field))
+        free = runtime.port_is_free(port, settings.bind if field != "dashboard_port" else "127.0.0.1")
+        if running:
+            findings.append(
+                Finding(f"port {port}", "warn" if free else "ok", "nobody listens" if free else "the platform's")
+            )
+        elif free:
+            findings.append(Finding(f"port {port}", "ok", "free"))
+        else:
+            findings.append(Finding(f"port {port}", "fail", "in use", f"stop who has it, or set {key_of(field)}"))
+    return findings
+
+
+Check = Callable[[Settings, Settings, bool], Awaitable[list[Finding]]]
+
+
+async def _guarded(check: Check, given: Settings, actual: Settings, running: bool) -> list[Finding]:
+    name = check.__name__.strip("_")
+    try:
+        async with asyncio.timeout(TIMEOUT_S):
+            return await check(given, actual, running)
+    except TimeoutError:
+        return [Finding(name, "fail", f"no answer within {TIMEOUT_S:g} s", f"check {key_of(f'{name}_url')}")]
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return [Finding(name, "fail", reason[:200], f"check {key_of(f'{name}_url')}")]
+
+
+async def _database(given: Settings, actual: Settings, running: bool) -> list[Finding]:
+    from storage.engine import Database, current_revision
+
+    if given.embedded["database"] and not given.sqlite_path.exists():
+        return [Finding("database", "ok", "SQLite, made at the first start")]
+    url = given.database_url or f"sqlite+aiosqlite:///{given.sqlite_path}"
+    if await current_revision(url) is None:
+        return [Finding("database", "warn", "reachable, without a schema", "run: renoveasy migrate")]
+    database = Database(url)
+    try:
+        await database.check()
+        findings = [Finding("database", "ok", f"{urlsplit(url).scheme.partition('+')[0]}, schema up to date")]
+        if not url.startswith("sqlite"):
+            findings += await _durability(database)
+        return findings
+    finally:
+        await database.close()
+
+
+async def _durability(database: "Database") -> list[Finding]:
+    name = "innodb_flush_log_at_trx_commit"
+    async with database.read() as connection:
+        value = str((await connection.exec_driver_sql(f"SELECT @@{name}")).scalar())
+    if value == "1":
+        return [Finding(name, "ok", value)]
+    return [Finding(name, "fail", value, "set it to 1: acknowledged writes can be lost otherwise")]
+
+
+async def _nats(given: Settings, actual: Settings, running: bool) -> list[Finding]:
+    if not actual.nats_url:
+        return [Finding("nats", "ok", "embedded, started with the platform")]
+    line = await _first_line(actual.nats_url, 4222, b"", tls=False)
+    return [
+        Finding("nats", "ok", "answers")
+        if line.startswith(b"INFO ")
+        else Finding("nats", "fail", "is not a NATS server")
+    ]
+
+
+async def _redis(given: Settings, actual: Settings, running: bool) -> list[Finding]:
+    if not actual.redis_url:
+        return [Finding("redis", "ok", "embedded, started with the platform")]
+    import redis.asyncio
+
+    client = redis.asyncio.from_url(actual.redis_url)  # type: ignore[no-untyped-call]
+    try:
+        await client.ping()
+    finally:
+        await client.aclose()
+    return [Finding("redis", "ok", "answers")]
+
+
+async def _first_line(url: str, default_port: int, hello: bytes, *, tls: bool) -> bytes:
+    parts = urlsplit(url)
+    context = ssl.create_default_context() if tls else None
+    host, port = parts.hostname or "127.0.0.1", parts.port or default_port
+    reader, writer = await asyncio.open_connection(host, port, ssl=context, family=socket.AF_UNSPEC)
+    try:
+        writer.write(hello)
+        return await reader.readline()
+    finally:
+        writer.close()
