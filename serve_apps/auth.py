@@ -114,15 +114,18 @@ async def refresh(call: Call, body: RefreshRequest) -> TokenPair:
     session, sealed = await services.sessions.rotate(
         tokens.hash(body.refresh_token),
         tokens.hash(successor),
-        tokens.seal(successor),
+        tokens.seal(f"{now_ms} {successor}"),
         now_ms,
         now_ms + settings.refresh_ttl_s * 1000,
         settings.refresh_grace_s * 1000,
     )
+    issued_ms = now_ms
     if sealed is not None:
-        successor = tokens.unseal(sealed)
-    access = tokens.access(session.user_id, session.id, now_ms, settings.access_ttl_s)
-    return TokenPair(access, "Bearer", settings.access_ttl_s, successor, settings.refresh_ttl_s)
+        issued, _, successor = tokens.unseal(sealed).partition(" ")
+        issued_ms = int(issued)
+    age_s = (now_ms - issued_ms) // 1000
+    access = tokens.access(session.user_id, session.id, issued_ms, settings.access_ttl_s)
+    return TokenPair(access, "Bearer", settings.access_ttl_s - age_s, successor, settings.refresh_ttl_s - age_s)
 
 
 async def _revoke(call: Call, session_ids: list[str]) -> None:

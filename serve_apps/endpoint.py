@@ -7,7 +7,7 @@ endpoint is about a stream, bad parameters are told only to who may know of the 
 import inspect
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_address, ip_network
@@ -89,6 +89,7 @@ class Endpoint:
     media_type: str = JSON
     keyed: bool = False
     """Takes the header `Idempotency-Key`."""
+    details: str = ""
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -120,11 +121,12 @@ def endpoint(
         answer = hints.get("return")
         if get_origin(answer) is Body:
             answer = get_args(answer)[0]
+        summary, _, details = (inspect.getdoc(function) or "").partition("\n")
         return Endpoint(
             method=method,
             path=path,
             name=function.__name__,
-            summary=(inspect.getdoc(function) or "").partition("\n")[0],
+            summary=summary,
             tag=tag,
             rule=rule,
             rate=rate,
@@ -136,6 +138,7 @@ def endpoint(
             run=function,
             media_type=media_type,
             keyed=keyed,
+            details=details.strip(),
         )
 
     return wrap
@@ -238,7 +241,7 @@ def _encode(payload: Any) -> bytes:
         raise invalid("payload", "invalid", "holds a number or a nesting out of range") from error
 
 
-def _headers(raw: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """Repeated headers joined as RFC 9110 says: two `Authorization` lines are then no token of any kind."""
     headers: dict[bytes, bytes] = {}
     for name, value in raw:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import traceback
 from math import ceil
 from typing import Any, Final
 
@@ -136,14 +137,9 @@ def on_exception(request: Request[Any, Any, Any], error: Exception) -> Any:
     """The application's only exception handler."""
     refused = refused_by(error)
     if refused.code is Code.INTERNAL:
-        _log.error(
-            "a request failed", path=request.scope["path"], request_id=request_id_of(request.scope), exc_info=error
-        )
+        lines = "".join(traceback.format_exception(error))  # text: a renderer might show local variables, phones too
+        _log.error("a request failed", path=request.scope["path"], traceback=lines)
     accept = next((value for name, value in request.scope["headers"] if name == b"accept-language"), b"")
     problem = problem_of(refused, request_id_of(request.scope), locale_of(accept.decode("latin-1")))
-    extra = {"Allow": error.headers["allow"].upper()} if isinstance(error, HTTPException) and _allow(error) else None
-    return _Answer(problem_response(problem, extra))
-
-
-def _allow(error: HTTPException) -> bool:
-    return bool(error.headers) and "allow" in (error.headers or {})
+    allow = (error.headers or {}).get("allow", "") if isinstance(error, HTTPException) else ""
+    return _Answer(problem_response(problem, {"Allow": allow} if allow else None))

@@ -5,18 +5,23 @@ from typing import Any, Final
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 
-from serve_apps import auth, dev, health, me, workers
+from serve_apps import auth, chat, dev, health, me, orders, payments, workers
+from serve_apps.documents import document_endpoints
 from serve_apps.endpoint import Endpoint, finish, route_of
 from serve_apps.problems import on_exception, remember_request
 from serve_apps.services import RestSettings, Services, check_settings
 
-ROUTES: Final[tuple[Endpoint, ...]] = (
+_ROWS: Final[tuple[Endpoint, ...]] = (
     *auth.ENDPOINTS,
     *me.ENDPOINTS,
     *workers.ENDPOINTS,
+    *orders.ENDPOINTS,
+    *payments.ENDPOINTS,
+    *chat.ENDPOINTS,
     *health.ENDPOINTS,
     *dev.ENDPOINTS,
 )
+ROUTES: Final[tuple[Endpoint, ...]] = (*_ROWS, *document_endpoints(_ROWS))
 """Every route there is, with its rule and its rate class."""
 
 

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from domain import chat, order_commands
+
 Uuid = Annotated[
     str,
     Meta(
@@ -196,6 +198,197 @@ class WorkerPublic(msgspec.Struct, omit_defaults=True):
     bio: str
     rating: Rating
     avatar: str | UnsetType = UNSET
+
+
+# --- orders ------------------------------------------------------------------------------------------------------
+
+CommandName = Annotated[str, Meta(pattern=r"\A[a-z_]{1,64}\Z")]
+Ref = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9._:-]{1,100}\Z")]
+
+
+class CreateOrder(order_commands.Create, frozen=True):
+    """A new order. `id` may be made by the client; with `publish` it is opened at once."""
+
+    id: Uuid | None = None
+
+
+class OrderQuery(Listing):
+    """`role` is the caller's part in the orders; `worker` are those they have quoted for or are hired by."""
+
+    role: Literal["customer", "worker"] = "customer"
+    state: Annotated[str, Meta(pattern=r"\A[a-z_]{1,32}\Z")] | None = None
+
+
+class OrderView(msgspec.Struct):
+    """An order, projected for who asks; what they may not know is left out. `version` is the stream's offset."""
+
+    id: Uuid
+    state: str
+    display_status: str
+    version: int
+    customer_id: Uuid
+    category: str
+    title: str
+    description: str
+    site: dict[str, Any]
+    quotes: list[dict[str, Any]]
+    visits: list[dict[str, Any]]
+    milestones: list[dict[str, Any]]
+    funding: list[dict[str, Any]]
+    disputes: list[dict[str, Any]]
+    holds: list[str]
+    allowed_commands: list[str]
+    created_at: Timestamp
+    updated_at: Timestamp
+    worker_id: Uuid | UnsetType = UNSET
+    conversation_id: Uuid | UnsetType = UNSET
+
+
+class Event(msgspec.Struct):
+    """Publication data with its offset; what else there is depends on `type` (see /schema/asyncapi.json)."""
+
+    offset: int
+    type: str
+    by: str
+    at: Timestamp
+
+
+class OrderCommand(msgspec.Struct):
+    """A command for an order. Its repetition with the same `command_id` has no second effect."""
+
+    command: CommandName
+    command_id: Uuid | None = None
+    expected_version: Offset | None = None
+    payload: dict[str, Any] | None = None
+
+
+class Commanded(msgspec.Struct):
+    """The order as it is now, and the events of the command as they were the first time."""
+
+    order: OrderView
+    events: list[Event]
+    replayed: bool
+
+
+class TrackQuery(msgspec.Struct):
+    visit_id: Uuid | None = None
+    limit: Limit = 10_000
+
+
+class TrackPoint(msgspec.Struct, omit_defaults=True):
+    """A recorded position."""
+
+    at: Timestamp
+    lat: float
+    lon: float
+    accuracy_m: float
+    speed_mps: float | None = None
+    heading_deg: float | None = None
+    visit_id: str = ""
+
+
+class PayRequest(msgspec.Struct):
+    """Pay a milestone. `id` names the payment and makes its repetition harmless."""
+
+    id: Uuid
+    milestone: Annotated[int, Meta(ge=1, le=1000)]
+    rail: Annotated[str, Meta(pattern=r"\A[a-z0-9_-]{1,40}\Z")]
+
+
+class Paid(msgspec.Struct, omit_defaults=True):
+    """Where a payment stands; `action` is what the customer has to do for it, if anything."""
+
+    payment_id: Uuid
+    status: str
+    replayed: bool
+    action: dict[str, Any] | None = None
+
+
+class PaymentNews(msgspec.Struct, frozen=True):
+    """What a payment provider says about a payment."""
+
+    order_id: Uuid
+    payment_id: Uuid
+    amount: Amount
+    currency: Currency
+    reason: Text = ""
+
+
+class PaymentEvent(msgspec.Struct, frozen=True):
+    """A webhook's body: `id` is the provider's, and makes its repetition harmless."""
+
+    id: Ref
+    type: Literal["payment.held", "payment.failed"]
+    data: PaymentNews
+
+
+class Received(msgspec.Struct):
+    received: Literal[True]
+
+
+# --- conversations -----------------------------------------------------------------------------------------------
+
+
+class OpenConversation(msgspec.Struct):
+    """Users to talk with; the caller is added."""
+
+    member_ids: Annotated[list[Uuid], Meta(min_length=1, max_length=chat.MAX_MEMBERS)]
+    id: Uuid | None = None
+
+
+class ConversationView(msgspec.Struct):
+    """A conversation as its members see it."""
+
+    id: Uuid
+    members: list[Uuid]
+    offset: int
+    read_offset: int
+    order_id: Uuid | UnsetType = UNSET
+
+
+class ConversationItem(ConversationView, kw_only=True):
+    """A conversation in a list; `last_message` is the newest message as it was posted."""
+
+    unread: int
+    last_message: dict[str, Any] | None
+    updated_at: Timestamp
+
+
+class MessageQuery(msgspec.Struct):
+    before: Offset | None = None
+    after: Offset | None = None
+    limit: Limit = 50
+
+
+class MessageView(msgspec.Struct):
+    """A message as it reads now; a deleted one stays without its content."""
+
+    message_id: Uuid
+    by: str
+    at: Timestamp
+    offset: int
+    text: str | UnsetType = UNSET
+    attachments: list[str] | UnsetType = UNSET
+    reply_to: str | UnsetType = UNSET
+    card: dict[str, Any] | UnsetType = UNSET
+    edited_at: Timestamp | UnsetType = UNSET
+    deleted: bool | UnsetType = UNSET
+    deleted_at: Timestamp | UnsetType = UNSET
+    reactions: dict[str, list[str]] | UnsetType = UNSET
+
+
+class SendMessage(chat.Send, frozen=True):
+    """A message; `id` names it, unless the header `Idempotency-Key` does."""
+
+    id: Uuid | None = None
+
+
+class Sent(msgspec.Struct):
+    """Where the message stands in its conversation, now and in every repetition."""
+
+    offset: int
+    at: Timestamp
+    replayed: bool
 
 
 # --- health and development --------------------------------------------------------------------------------------

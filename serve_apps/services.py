@@ -67,7 +67,7 @@ class RestSettings:
 
     `rate_limits` off lifts every request rate; the tries of a one-time code are never lifted. `trusted_hops` is the
     number of proxies in front that append to `X-Forwarded-For`; 0 believes the socket alone. `cors_origins` empty
-    answers no browser of another origin.
+    answers no browser of another origin. `sandbox_payments` offers the rail `sandbox`, which takes no real money.
     """
 
     otp_pepper: bytes
@@ -89,6 +89,7 @@ class RestSettings:
     ask_timeout_s: float = 5.0
     ready_timeout_s: float = 1.0
     webhook_tolerance_s: int = 300
+    sandbox_payments: bool = True
 
     @property
     def dev(self) -> bool:

@@ -1,0 +1,267 @@
+"""The AsyncAPI 3 document of the WebSocket: channels, publications, and rpc methods, made of the domain's structs."""
+
+from collections.abc import Iterable
+from typing import Any, Final, Literal, get_args
+
+import msgspec
+
+from domain import chat, order_commands, order_events
+from serve_apps.openapi import VERSION, portable
+from serve_apps.schemas import Commanded, Sent, Timestamp, Uuid
+
+_REF: Final = "#/components/schemas/{name}"
+
+
+# --- rpc: data in, result out ------------------------------------------------------------------------------------
+
+
+class SendData(chat.Send, frozen=True, kw_only=True):
+    conversation_id: Uuid
+    id: Uuid
+
+
+class EditData(chat.Edit, frozen=True, kw_only=True):
+    conversation_id: Uuid
+    id: Uuid
+
+
+class DeleteData(chat.Delete, frozen=True, kw_only=True):
+    conversation_id: Uuid
+    id: Uuid
+
+
+class ReactData(chat.React, frozen=True, kw_only=True):
+    conversation_id: Uuid
+    id: Uuid
+
+
+class ReceiptData(chat.Receipt, frozen=True, kw_only=True):
+    conversation_id: Uuid
+
+
+class OrderCommandData(msgspec.Struct):
+    order_id: Uuid
+    command: str
+    command_id: Uuid
+    expected_version: int | None = None
+    payload: dict[str, Any] | None = None
+
+
+class Nothing(msgspec.Struct):
+    """An empty object."""
+
+
+class ConversationHead(msgspec.Struct):
+    id: Uuid
+    offset: int
+    read_offset: int
+    unread: int
+
+
+class OrderHead(msgspec.Struct):
+    id: Uuid
+    offset: int
+    state: str
+
+
+class Synced(msgspec.Struct):
+    """What a device compares with what it has."""
+
+    conversations: list[ConversationHead]
+    orders: list[OrderHead]
+
+
+class StatusData(msgspec.Struct):
+    """`stream` is a channel name."""
+
+    stream: str
+    id: Uuid
+
+
+class StatusResult(msgspec.Struct, omit_defaults=True):
+    known: bool
+    offset: int | None = None
+
+
+RPC: Final[dict[str, tuple[Any, Any]]] = {
+    "message.send": (SendData, Sent),
+    "message.edit": (EditData, Sent),
+    "message.delete": (DeleteData, Sent),
+    "message.react": (ReactData, Sent),
+    "receipt.read": (ReceiptData, Nothing),
+    "receipt.delivered": (ReceiptData, Nothing),
+    "order.command": (OrderCommandData, Commanded),
+    "sync": (Nothing, Synced),
+    "write.status": (StatusData, StatusResult),
+}
+"""Every rpc method with the shapes of its data and its result."""
+
+
+# --- what is sent without an answer, and what is published beside the streams ------------------------------------
+
+
+class SendTyping(msgspec.Struct, tag="typing"):
+    conversation_id: Uuid
+    on: bool
+
+
+class SendFix(msgspec.Struct, tag="fix"):
+    """Positions of a worker on the way."""
+
+    order_id: Uuid
+    fixes: list[order_commands.FixInput]
+
+
+class Position(msgspec.Struct, tag="position"):
+    """Ephemeral: where the worker is. `at` is when the device was there."""
+
+    at: Timestamp
+    lat: float
+    lon: float
+    accuracy_m: float
+    heading_deg: float | None = None
+    speed_mps: float | None = None
+    eta_s: float | None = None
+    eta_p90_s: float | None = None
+
+
+class OrderActivity(msgspec.Struct, tag="order.activity"):
+    """A hint: an order of theirs has moved to `offset`."""
+
+    order_id: Uuid
+    offset: int
+    event: str
+    state: str
+
+
+class SessionRevoked(msgspec.Struct, tag="session.revoked"):
+    """A hint: this device was logged out."""
+
+
+_CONVERSATION: Final = (*get_args(chat.ChatEvent), chat.Typing)
+_ORDER: Final = (*get_args(order_events.AnyEvent), Position)
+_USER: Final = (chat.ConversationActivity, OrderActivity, SessionRevoked)
+_SENT: Final = (SendTyping, SendFix)
+_CHANNELS: Final = (
+    ("conversation", "conversation:{conversation_id}", _CONVERSATION, "A conversation's stream, for its members."),
+    ("order", "order:{order_id}", _ORDER, "An order's stream, for the customer, the hired worker and operations."),
+    ("user", "user:{user_id}", _USER, "Hints for one user, subscribed by the server at connect; not recoverable."),
+)
+
+
+def _tag(shape: Any) -> str:
+    return str(shape.__struct_config__.tag)
+
+
+def asyncapi() -> dict[str, Any]:
+    """The document."""
+    published = (*_CONVERSATION, *_ORDER, *_USER, *_SENT)
+    shapes = list(dict.fromkeys([*published, *(shape for pair in RPC.values() for shape in pair)]))
+    refs, components = msgspec.json.schema_components(shapes, ref_template=_REF)
+    by_shape = dict(zip(shapes, refs, strict=True))
+    _make_public(components)
+    components = _used(components, refs)
+    channels = {
+        name: {
+            "address": address,
+            "description": text,
+            "parameters": {f"{name}_id": {"description": "A canonical lower-case UUID."}},
+            "messages": {_tag(shape): {"$ref": f"#/components/messages/{_tag(shape)}"} for shape in published},
+        }
+        for name, address, published, text in _CHANNELS
+    }
+    channels["rpc"] = {
+        "address": "rpc",
+        "description": "Commands of the protocol named `rpc`, one method each, and `send`, which has no answer.",
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in _rpc_messages()},
+    }
+    return {
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "RenovEasy, live",
+            "version": VERSION,
+            "description": "Centrifuge client protocol over WebSocket, newline-separated JSON. `connect` carries the "
+            "access token. Publications of `conversation:` and `order:` have the stream's offset; subscribe with "
+            "`recover`, `epoch` and `offset` to get everything missed. Protocol errors carry the catalogue's code.",
+        },
+        "defaultContentType": "application/json",
+        "servers": {
+            "gateway": {"host": "localhost:8080", "pathname": "/connection/websocket", "protocol": "ws"},
+        },
+        "channels": channels,
+        "operations": _operations(),
+        "components": {"schemas": portable(components), "messages": dict(_messages(by_shape))},
+    }
+
+
+def _make_public(components: dict[str, Any]) -> None:
+    """Take out of the order's events what their publications leave out."""
+    names = {shape.__name__ for shape in get_args(order_events.AnyEvent)}
+    for name, schema in components.items():
+        if name.rpartition(".")[2] in names or name.rpartition("_")[2] in names:
+            schema.get("properties", {}).pop("private", None)
+            schema.get("properties", {}).pop("hash", None)
+
+
+def _used(components: dict[str, Any], roots: Any) -> dict[str, Any]:
+    """The components that the roots lead to."""
+    found: dict[str, Any] = {}
+    waiting = list(_names(roots))
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found[name] = components[name]
+            waiting.extend(_names(components[name]))
+    return dict(sorted(found.items()))
+
+
+def _names(node: Any) -> Iterable[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"].rpartition("/")[2]
+        for value in node.values():
+            yield from _names(value)
+    elif isinstance(node, list | tuple):
+        for value in node:
+            yield from _names(value)
+
+
+def _rpc_messages() -> list[str]:
+    sent = [f"send.{_tag(shape)}" for shape in _SENT]
+    return [f"{method}.{side}" for method in RPC for side in ("data", "result")] + sent
+
+
+def _messages(by_shape: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
+    for _, _, shapes, _ in _CHANNELS:
+        for shape in shapes:
+            yield _tag(shape), {"name": _tag(shape), "payload": by_shape[shape]}
+    for shape in _SENT:
+        yield f"send.{_tag(shape)}", {"name": _tag(shape), "payload": by_shape[shape]}
+    for method, (data, result) in RPC.items():
+        yield f"{method}.data", {"name": f"{method}.data", "payload": by_shape[data]}
+        yield f"{method}.result", {"name": f"{method}.result", "payload": by_shape[result]}
+
+
+def _operations() -> dict[str, Any]:
+    operations: dict[str, Any] = {}
+    for name, _, shapes, _ in _CHANNELS:
+        operations[f"receive.{name}"] = {
+            "action": "send",
+            "channel": {"$ref": f"#/channels/{name}"},
+            "messages": [{"$ref": f"#/channels/{name}/messages/{_tag(shape)}"} for shape in shapes],
+        }
+    rpc: Literal["#/channels/rpc"] = "#/channels/rpc"
+    for method in RPC:
+        operations[method] = {
+            "action": "receive",
+            "channel": {"$ref": rpc},
+            "messages": [{"$ref": f"{rpc}/messages/{method}.data"}],
+            "reply": {"channel": {"$ref": rpc}, "messages": [{"$ref": f"{rpc}/messages/{method}.result"}]},
+        }
+    for shape in _SENT:
+        operations[f"send.{_tag(shape)}"] = {
+            "action": "receive",
+            "channel": {"$ref": rpc},
+            "messages": [{"$ref": f"{rpc}/messages/send.{_tag(shape)}"}],
+        }
+    return operations

@@ -1,0 +1,143 @@
+"""The route table: every route says who may call it and what counts it, and the documents say the same."""
+
+import re
+
+import httpx
+import jsonschema
+import pytest
+from openapi_spec_validator import validate
+
+from serve_apps.asyncapi import RPC
+from serve_apps.endpoint import Endpoint, Rate, Rule
+from serve_apps.rest import ROUTES
+from tests.support.rest_app import World
+
+SPECIFIED = {
+    "POST /v1/auth/otp",
+    "POST /v1/auth/otp/verify",
+    "POST /v1/auth/refresh",
+    "POST /v1/auth/logout",
+    "GET /v1/auth/sessions",
+    "DELETE /v1/auth/sessions/{}",
+    "GET /.well-known/jwks.json",
+    "GET /v1/me",
+    "PATCH /v1/me",
+    "PUT /v1/me/worker",
+    "GET /v1/workers/{}",
+    "POST /v1/orders",
+    "GET /v1/orders",
+    "GET /v1/orders/{}",
+    "POST /v1/orders/{}/commands",
+    "GET /v1/orders/{}/events",
+    "GET /v1/orders/{}/track",
+    "POST /v1/orders/{}/payments",
+    "POST /v1/webhooks/payments/sandbox",
+    "GET /v1/conversations",
+    "POST /v1/conversations",
+    "GET /v1/conversations/{}/messages",
+    "POST /v1/conversations/{}/messages",
+    "GET /v1/conversations/{}/events",
+    "GET /health/live",
+    "GET /health/ready",
+    "GET /dev/outbox",
+    "GET /schema",
+    "GET /schema/openapi.json",
+    "GET /schema/asyncapi.json",
+}
+
+
+def _title(row: Endpoint) -> str:
+    return f"{row.method} {re.sub(r'{[^}]*}', '{}', row.path)}"
+
+
+def client(world: World) -> httpx.AsyncClient:
+    return httpx.AsyncClient(transport=httpx.ASGITransport(world.app()), base_url="http://rest")
+
+
+def test_the_table_is_what_the_protocol_promises() -> None:
+    assert {_title(row) for row in ROUTES} == SPECIFIED
+
+
+@pytest.mark.parametrize("row", ROUTES, ids=_title)
+def test_every_route_declares_a_rule_a_rate_class_and_what_it_is_for(row: Endpoint) -> None:
+    assert isinstance(row.rule, Rule)
+    assert isinstance(row.rate, Rate)
+    assert row.summary.endswith(".")
+    assert (row.answer is None) == (row.status == 204)
+
+
+def test_litestar_has_no_route_beside_the_table() -> None:
+    """A handler added to the application by another way would have neither rule nor rate class."""
+    app = World().app()
+    served = {
+        (method, handler.opt.get("template"))
+        for route in app.routes
+        for method, (handler, _) in route.route_handler_map.items()
+        if method != "OPTIONS"
+    }
+    assert served == {(row.method, row.path) for row in ROUTES}
+    for route in app.routes:
+        for method, (handler, _) in route.route_handler_map.items():
+            assert method == "OPTIONS" or {"rule", "rate"} <= set(handler.opt)
+
+
+GUARDED = [row for row in ROUTES if row.rule in (Rule.USER, Rule.MEMBER, Rule.OWNER)]
+
+
+@pytest.mark.parametrize("row", GUARDED, ids=_title)
+async def test_without_a_token_a_guarded_route_answers_401_before_it_looks_at_anything_else(row: Endpoint) -> None:
+    async with client(World()) as http:
+        path = re.sub(r"{[^}]*}", "no-id", row.path)
+        response = await http.request(row.method, path, content=b"{broken")
+    assert (response.status_code, response.json()["code"]) == (401, "unauthenticated")
+    assert response.headers["www-authenticate"].startswith("Bearer")
+
+
+@pytest.mark.parametrize("row", [row for row in GUARDED if row.ids], ids=_title)
+async def test_an_id_that_is_no_canonical_uuid_does_not_exist(row: Endpoint) -> None:
+    world = World()
+    _, auth = await world.login("+8613800000001")
+    upper = "0190A000-0000-7000-8000-000000000001"
+    async with client(world) as http:
+        for bad in ("1", "x" * 300, upper, "0190a00000007000800000000000" + "0001", "%00", "*", ">"):
+            path = re.sub(r"{[^}]*}", bad, row.path)
+            response = await http.request(row.method, path, headers=auth, json={})
+            assert (response.status_code, response.json()["code"]) == (404, "not_found"), bad
+
+
+async def test_the_openapi_document_is_valid_and_holds_every_route_with_its_problems() -> None:
+    async with client(World()) as http:
+        document = (await http.get("/schema/openapi.json")).json()
+    validate(document)
+    assert document["openapi"].startswith("3.1")
+    documented = {(method.upper(), path) for path, item in document["paths"].items() for method in item}
+    assert documented == {(row.method, row.path) for row in ROUTES}
+    for row in ROUTES:
+        operation = document["paths"][row.path][row.method.lower()]
+        assert "422" in operation["responses"]
+        assert bool(operation["security"]) == (row in GUARDED)
+
+
+async def test_the_asyncapi_document_names_every_channel_method_and_publication_and_nothing_private() -> None:
+    async with client(World()) as http:
+        document = (await http.get("/schema/asyncapi.json")).json()
+    assert document["asyncapi"] == "3.0.0"
+    assert {"conversation", "order", "user"} <= set(document["channels"])
+    assert set(RPC) <= set(document["operations"])
+    assert "order.awarded" in document["channels"]["order"]["messages"]
+    schemas = document["components"]["schemas"]
+    for name, schema in schemas.items():
+        jsonschema.Draft202012Validator.check_schema(schema)
+        assert not {"private", "hash"} & set(schema.get("properties", {})), name
+    references = set(re.findall(r'"#/components/schemas/([^"]+)"', str(document).replace("'", '"')))
+    assert references <= set(schemas)
+
+
+async def test_the_page_shows_every_path_and_needs_nothing_from_elsewhere() -> None:
+    async with client(World()) as http:
+        response = await http.get("/schema")
+    assert response.headers["content-type"].startswith("text/html")
+    assert not re.findall(r"""(?:src|href)=['"]?https?:""", response.text)
+    assert "<script" not in response.text
+    for row in ROUTES:
+        assert row.path in response.text
