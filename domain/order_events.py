@@ -29,7 +29,6 @@ class Private(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     valid_until: int | None = None
     commission_bp: int = 0
     vat_bp: int = 0
-    amount: int = 0
     psp_event_id: str = ""
     ledger: tuple[Transaction, ...] = ()
     code: str = ""
@@ -92,9 +91,13 @@ class Reopened(OrderEvent, frozen=True, kw_only=True, tag="order.reopened"):
 
 
 class PaymentStarted(OrderEvent, frozen=True, kw_only=True, tag="order.payment_started"):
+    """What the rail shall collect."""
+
     payment_id: str
     milestone: int
     rail: str
+    amount: int
+    currency: str
 
 
 class Funded(OrderEvent, frozen=True, kw_only=True, tag="order.funded"):

@@ -168,7 +168,7 @@ def _payments(
     match event:
         case ev.PaymentStarted():
             payment = Payment(
-                event.payment_id, event.milestone, event.rail, private.amount, private.currency, "processing", at
+                event.payment_id, event.milestone, event.rail, event.amount, event.currency, "processing", at
             )
             return {"payments": (*state.payments, payment)}
         case ev.Funded() | ev.MilestoneFunded():

@@ -42,7 +42,8 @@ def start_payment(turn: OrderTurn, wish: StartPayment) -> None:
         payment_id=wish.payment_id,
         milestone=wish.milestone,
         rail=wish.rail,
-        private=ev.Private(amount=milestone.amount, currency=contract.currency),
+        amount=milestone.amount,
+        currency=contract.currency,
     )
     turn.tell(event, "The customer has started a payment.")
 
