@@ -1,147 +1,19 @@
 """The AsyncAPI 3 document of the WebSocket: channels, publications, and rpc methods, made of the domain's structs."""
 
 from collections.abc import Iterable
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, get_args
 
 import msgspec
 
-from domain import chat, order_commands, order_events
+from domain import order_events, wire
 from serve_apps.openapi import VERSION, portable
-from serve_apps.schemas import Commanded, Sent, Timestamp, Uuid
 
 _REF: Final = "#/components/schemas/{name}"
 
-
-# --- rpc: data in, result out ------------------------------------------------------------------------------------
-
-
-class SendData(chat.Send, frozen=True, kw_only=True):
-    conversation_id: Uuid
-    id: Uuid
-
-
-class EditData(chat.Edit, frozen=True, kw_only=True):
-    conversation_id: Uuid
-    id: Uuid
-
-
-class DeleteData(chat.Delete, frozen=True, kw_only=True):
-    conversation_id: Uuid
-    id: Uuid
-
-
-class ReactData(chat.React, frozen=True, kw_only=True):
-    conversation_id: Uuid
-    id: Uuid
-
-
-class ReceiptData(chat.Receipt, frozen=True, kw_only=True):
-    conversation_id: Uuid
-
-
-class OrderCommandData(msgspec.Struct):
-    order_id: Uuid
-    command: str
-    command_id: Uuid
-    expected_version: int | None = None
-    payload: dict[str, Any] | None = None
-
-
-class Nothing(msgspec.Struct):
-    """An empty object."""
-
-
-class ConversationHead(msgspec.Struct):
-    id: Uuid
-    offset: int
-    read_offset: int
-    unread: int
-
-
-class OrderHead(msgspec.Struct):
-    id: Uuid
-    offset: int
-    state: str
-
-
-class Synced(msgspec.Struct):
-    """What a device compares with what it has."""
-
-    conversations: list[ConversationHead]
-    orders: list[OrderHead]
-
-
-class StatusData(msgspec.Struct):
-    """`stream` is a channel name."""
-
-    stream: str
-    id: Uuid
-
-
-class StatusResult(msgspec.Struct, omit_defaults=True):
-    known: bool
-    offset: int | None = None
-
-
-RPC: Final[dict[str, tuple[Any, Any]]] = {
-    "message.send": (SendData, Sent),
-    "message.edit": (EditData, Sent),
-    "message.delete": (DeleteData, Sent),
-    "message.react": (ReactData, Sent),
-    "receipt.read": (ReceiptData, Nothing),
-    "receipt.delivered": (ReceiptData, Nothing),
-    "order.command": (OrderCommandData, Commanded),
-    "sync": (Nothing, Synced),
-    "write.status": (StatusData, StatusResult),
-}
-"""Every rpc method with the shapes of its data and its result."""
-
-
-# --- what is sent without an answer, and what is published beside the streams ------------------------------------
-
-
-class SendTyping(msgspec.Struct, tag="typing"):
-    conversation_id: Uuid
-    on: bool
-
-
-class SendFix(msgspec.Struct, tag="fix"):
-    """Positions of a worker on the way."""
-
-    order_id: Uuid
-    fixes: list[order_commands.FixInput]
-
-
-class Position(msgspec.Struct, tag="position"):
-    """Ephemeral: where the worker is. `at` is when the device was there."""
-
-    at: Timestamp
-    lat: float
-    lon: float
-    accuracy_m: float
-    heading_deg: float | None = None
-    speed_mps: float | None = None
-    eta_s: float | None = None
-    eta_p90_s: float | None = None
-
-
-class OrderActivity(msgspec.Struct, tag="order.activity"):
-    """A hint: an order of theirs has moved to `offset`."""
-
-    order_id: Uuid
-    offset: int
-    event: str
-    state: str
-
-
-class SessionRevoked(msgspec.Struct, tag="session.revoked"):
-    """A hint: this device was logged out."""
-
-
-_CONVERSATION: Final = (*get_args(chat.ChatEvent), chat.Typing)
-_ORDER: Final = (*get_args(order_events.AnyEvent), Position)
-_USER: Final = (chat.ConversationActivity, OrderActivity, SessionRevoked)
-_SENT: Final = (SendTyping, SendFix)
+_CONVERSATION: Final = wire.PUBLICATIONS["conversation"]
+_ORDER: Final = (*get_args(order_events.AnyEvent), wire.PositionUpdate)
+_USER: Final = wire.PUBLICATIONS["user"]
+_SENT: Final = tuple(wire.SEND_TYPES.values())
 _CHANNELS: Final = (
     ("conversation", "conversation:{conversation_id}", _CONVERSATION, "A conversation's stream, for its members."),
     ("order", "order:{order_id}", _ORDER, "An order's stream, for the customer, the hired worker and operations."),
@@ -156,7 +28,7 @@ def _tag(shape: Any) -> str:
 def asyncapi() -> dict[str, Any]:
     """The document."""
     published = (*_CONVERSATION, *_ORDER, *_USER, *_SENT)
-    shapes = list(dict.fromkeys([*published, *(shape for pair in RPC.values() for shape in pair)]))
+    shapes = list(dict.fromkeys([*published, *(shape for pair in wire.RPC_METHODS.values() for shape in pair)]))
     refs, components = msgspec.json.schema_components(shapes, ref_template=_REF)
     by_shape = dict(zip(shapes, refs, strict=True))
     _make_public(components)
@@ -228,7 +100,7 @@ def _names(node: Any) -> Iterable[str]:
 
 def _rpc_messages() -> list[str]:
     sent = [f"send.{_tag(shape)}" for shape in _SENT]
-    return [f"{method}.{side}" for method in RPC for side in ("data", "result")] + sent
+    return [f"{method}.{side}" for method in wire.RPC_METHODS for side in ("data", "result")] + sent
 
 
 def _messages(by_shape: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
@@ -237,7 +109,7 @@ def _messages(by_shape: dict[Any, Any]) -> Iterable[tuple[str, Any]]:
             yield _tag(shape), {"name": _tag(shape), "payload": by_shape[shape]}
     for shape in _SENT:
         yield f"send.{_tag(shape)}", {"name": _tag(shape), "payload": by_shape[shape]}
-    for method, (data, result) in RPC.items():
+    for method, (data, result) in wire.RPC_METHODS.items():
         yield f"{method}.data", {"name": f"{method}.data", "payload": by_shape[data]}
         yield f"{method}.result", {"name": f"{method}.result", "payload": by_shape[result]}
 
@@ -250,8 +122,8 @@ def _operations() -> dict[str, Any]:
             "channel": {"$ref": f"#/channels/{name}"},
             "messages": [{"$ref": f"#/channels/{name}/messages/{_tag(shape)}"} for shape in shapes],
         }
-    rpc: Literal["#/channels/rpc"] = "#/channels/rpc"
-    for method in RPC:
+    rpc = "#/channels/rpc"
+    for method in wire.RPC_METHODS:
         operations[method] = {
             "action": "receive",
             "channel": {"$ref": rpc},

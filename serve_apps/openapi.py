@@ -155,7 +155,7 @@ def statuses(row: Endpoint) -> list[int]:
 def _responses(row: Endpoint, by_shape: dict[Any, Any]) -> dict[str, Any]:
     success: dict[str, Any] = {"description": "Done"}
     if row.status != 204:
-        schema = by_shape[row.answer] if row.answer in by_shape else {}
+        schema = by_shape.get(row.answer, {})
         success["content"] = {row.media_type: {"schema": schema}}
     problems = {str(status): {"$ref": f"#/components/responses/Problem{status}"} for status in statuses(row)}
     return {str(row.status): success} | problems

@@ -8,10 +8,15 @@ import msgspec
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8882 }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-h2 { margin-top: 2.5rem; text-transform: capitalize } details { border: 1px solid var(--line); border-radius: .5rem; margin: .5rem 0 }
-summary { cursor: pointer; padding: .6rem .8rem } details > div { padding: 0 .8rem .8rem }
-code, pre { font: 13px/1.45 ui-monospace, monospace } pre { background: var(--soft); padding: .7rem; overflow: auto; border-radius: .4rem }
-b.m { display: inline-block; min-width: 4.2rem } table { border-collapse: collapse } td { padding: .15rem .8rem .15rem 0; vertical-align: top }
+h2 { margin-top: 2.5rem; text-transform: capitalize }
+details { border: 1px solid var(--line); border-radius: .5rem; margin: .5rem 0 }
+summary { cursor: pointer; padding: .6rem .8rem }
+details > div { padding: 0 .8rem .8rem }
+code, pre { font: 13px/1.45 ui-monospace, monospace }
+pre { background: var(--soft); padding: .7rem; overflow: auto; border-radius: .4rem }
+b.m { display: inline-block; min-width: 4.2rem }
+table { border-collapse: collapse }
+td { padding: .15rem .8rem .15rem 0; vertical-align: top }
 """
 CSP = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 
@@ -66,7 +71,8 @@ def _linked(node: dict[str, Any]) -> str:
 
 
 def _schema(name: str, schema: dict[str, Any]) -> str:
-    return f"<details id='{escape(name)}'><summary><code>{escape(name)}</code></summary><div><pre>{_json(schema, 2)}</pre></div></details>"
+    title = escape(name)
+    return f"<details id='{title}'><summary><code>{title}</code></summary><div><pre>{_json(schema, 2)}</pre></div></details>"
 
 
 def _json(value: Any, indent: int) -> str:

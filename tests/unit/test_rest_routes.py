@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 from openapi_spec_validator import validate
 
-from serve_apps.asyncapi import RPC
+from domain.wire import RPC_METHODS
 from serve_apps.endpoint import Endpoint, Rate, Rule
 from serve_apps.rest import ROUTES
 from tests.support.rest_app import World
@@ -123,7 +123,7 @@ async def test_the_asyncapi_document_names_every_channel_method_and_publication_
         document = (await http.get("/schema/asyncapi.json")).json()
     assert document["asyncapi"] == "3.0.0"
     assert {"conversation", "order", "user"} <= set(document["channels"])
-    assert set(RPC) <= set(document["operations"])
+    assert set(RPC_METHODS) <= set(document["operations"])
     assert "order.awarded" in document["channels"]["order"]["messages"]
     schemas = document["components"]["schemas"]
     for name, schema in schemas.items():
