@@ -2,24 +2,23 @@
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import msgspec
-from domain.orders import ORDERS
-from domain.tracking import Track
 
 from actors.activation import MAILBOX, Activation, Item, Landed, landings
 from actors.batcher import Batcher
+from actors.group_commit import FENCED, GroupCommit, Partition, Pending
 from actors.kinds import RULES
-from actors.relay import Outgoing, Relay
+from actors.relay import Relay
 from actors.turn import ATTEMPTS, Broken, Lookup, Outcome, attempt
 from domain.aggregate import Need
 from domain.channels import command_subject, stream_partition
 from domain.chat import typing
 from domain.commands import Answer, Command, Publication, Query, Request, Signal
 from domain.errors import Code, Refusal, Refused
+from domain.orders import ORDERS
 from domain.ports import (
     Broker,
     BrokerUnavailable,
@@ -33,12 +32,10 @@ from domain.ports import (
     ReadModels,
     Received,
     StoreUnavailable,
-    Subscription,
 )
+from domain.tracking import Track
 
 log = logging.getLogger(__name__)
-
-_FENCED: Final = Refused(Code.FENCED, "the partition has moved")
 
 
 class HostSettings(msgspec.Struct, frozen=True):
@@ -58,35 +55,6 @@ class HostSettings(msgspec.Struct, frozen=True):
     reserve_s: float = 30.0
     retry_s: float = 0.5
     """How long to wait before taking partitions anew when the store could not be reached."""
-
-
-class Partition:
-    """A partition that this host owns: under which takeover position, and how far its log goes."""
-
-    __slots__ = ("admitting", "head", "number", "owner", "subscription")
-
-    def __init__(self, number: int, owner: int) -> None:
-        self.number = number
-        self.owner = owner
-        self.head = owner
-        self.admitting = True
-        self.subscription: Subscription | None = None
-
-
-class Pending:
-    """Something that waits for the next commit: a turn with its answer, or an answer that must not overtake one."""
-
-    __slots__ = ("activation", "outcome", "reply")
-
-    def __init__(self, activation: Activation, outcome: Outcome, reply: str) -> None:
-        self.activation = activation
-        self.outcome = outcome
-        self.reply = reply
-
-    def touched(self) -> Iterable[Activation]:
-        yield self.activation
-        for step in self.outcome.steps:
-            yield step.activation
 
 
 class Host:
@@ -117,10 +85,6 @@ class Host:
         self.partitions: dict[int, Partition] = {}
         self.wanted: set[int] = set()
         self.activations: dict[str, Activation] = {}
-        self._pending: deque[Pending] = deque()
-        self._filled = asyncio.Event()
-        self._settled = asyncio.Event()
-        self._flushing: list[Pending] = []
         self._lease_from_s = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()
@@ -128,14 +92,14 @@ class Host:
         self._ids: Batcher[tuple[str, str], Landed] = Batcher(self._find_many)
         self._facts: Batcher[Need, Any] = Batcher(self._facts_many)
         self._relay = Relay(broker, partition_log, metrics)
+        self._commits = GroupCommit(self, partition_log, self._relay, clock, metrics, settings.flush_commands)
         self._positions: dict[str, list[Position]] = {}
-        self._drain_rate = 1_000.0
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         self._broker.on_reconnect(self._relay.republish)
-        self._spawn(self._flush_forever())
+        self._spawn(self._commits.run())
         self._spawn(self._relay.run())
         self._spawn(self._tidy_forever())
 
@@ -209,7 +173,7 @@ class Host:
         gone = {partition.number for partition in leaving}
         try:
             for activation in [a for a in self.activations.values() if a.partition in gone]:
-                await self._settle(activation, 2.0)
+                await self._commits.settle(activation, 2.0)
             await self._relay.settle(gone)
         except StoreUnavailable as error:
             log.warning("left partitions unsettled: %s", error)
@@ -231,7 +195,20 @@ class Host:
     def _kill(self, activation: Activation) -> None:
         activation.dead = True
         while activation.mailbox:
-            self._answer(activation.mailbox.popleft().reply, _FENCED)
+            self.answer(activation.mailbox.popleft().reply, FENCED)
+
+    def lost(self, partitions: Iterable[int]) -> None:
+        """Somebody else has taken these; whether they should come back is placement's to say."""
+        for number in partitions:
+            log.warning("partition %d was taken by another host", number)
+            self._metrics.count("fenced_partitions")
+            self._drop(number)
+
+    def doubt(self, partitions: set[int]) -> None:
+        """What was decided for these may or may not be committed: forget it and take the partitions anew."""
+        for number in partitions:
+            self._drop(number)
+        self._spawn(self._retake(set(partitions)))
 
     async def _retake(self, numbers: set[int]) -> None:
         """Take these partitions, however long the store is away, as long as they are wanted here."""
@@ -250,19 +227,19 @@ class Host:
             request: Command | Query | Signal = self._decoder.decode(received.data)
             partition = self.partitions.get(stream_partition(request.stream_id))
         except (msgspec.DecodeError, ValueError):
-            self._answer(received.reply, Refused(Code.INVALID, "not a request"))
+            self.answer(received.reply, Refused(Code.INVALID, "not a request"))
             return
         if partition is None or not partition.admitting:
-            self._answer(received.reply, _FENCED)
+            self.answer(received.reply, FENCED)
             return
         if not isinstance(request, Signal) and request.deadline_ms and request.deadline_ms < self._clock.now_ms():
             self._metrics.count("expired_commands")
             return
         activation = self._activation(request.stream)
         if len(activation.mailbox) + activation.uncommitted >= MAILBOX or (
-            len(self._pending) >= self.settings.buffer_commands
+            len(self._commits) >= self.settings.buffer_commands
         ):
-            self._answer(received.reply, self._busy())
+            self.answer(received.reply, self._busy())
             return
         activation.mailbox.append(Item(request, received.reply))
         if activation.ready and not activation.paused:
@@ -270,10 +247,9 @@ class Host:
 
     def _busy(self) -> Refused:
         self._metrics.count("busy_answers")
-        wait_s = max(0.05, len(self._pending) / self._drain_rate)
-        return Refused(Code.BUSY, "too much is waiting", retry_after_s=round(wait_s, 3))
+        return Refused(Code.BUSY, "too much is waiting", retry_after_s=round(self._commits.wait_s, 3))
 
-    def _answer(self, reply: str, answer: Answer) -> None:
+    def answer(self, reply: str, answer: Answer) -> None:
         if reply:
             self._relay.send(reply, self._encoder.encode(answer))
 
@@ -310,7 +286,7 @@ class Host:
             del self.activations[activation.stream]
         activation.dead = True
         while activation.mailbox:
-            self._answer(activation.mailbox.popleft().reply, refused)
+            self.answer(activation.mailbox.popleft().reply, refused)
 
     async def _load_many(self, streams: Sequence[str]) -> dict[str, Loaded]:
         self._metrics.count("activation_loads", len(streams))
@@ -328,7 +304,13 @@ class Host:
         facts = await self._fact_source.facts(needs)
         return {need: facts.get(need) for need in needs}
 
-    def _ready(self, stream: str) -> Activation | None:
+    def forget(self, activation: Activation) -> None:
+        """Throw the activation away; whoever waits for it is told to ask again."""
+        if self.activations.get(activation.stream) is activation:
+            del self.activations[activation.stream]
+        self._kill(activation)
+
+    def find(self, stream: str) -> Activation | None:
         activation = self.activations.get(stream)
         return activation if activation is not None and activation.ready and not activation.dead else None
 
@@ -342,26 +324,26 @@ class Host:
     def _turn(self, activation: Activation, item: Item) -> None:
         partition = self.partitions.get(activation.partition)
         if partition is None:
-            self._answer(item.reply, _FENCED)
+            self.answer(item.reply, FENCED)
             return
         if isinstance(item.request, Signal):
             self._signal(activation, item.request, partition.owner)
             return
         try:
-            outcome = attempt(activation, item, self._clock.now_ms(), partition.owner, self._ready)
+            outcome = attempt(activation, item, self._clock.now_ms(), partition.owner, self.find)
         except Broken:
             log.exception("the partition %d is taken anew", activation.partition)
-            self._answer(item.reply, Refused(Code.UNAVAILABLE, "the command failed"))
-            self._doubt({activation.partition})
+            self.answer(item.reply, Refused(Code.UNAVAILABLE, "the command failed"))
+            self.doubt({activation.partition})
             return
         except Exception:
             log.exception("a turn of %s failed", activation.stream)
-            self._answer(item.reply, Refused(Code.UNAVAILABLE, "the command failed"))
+            self.answer(item.reply, Refused(Code.UNAVAILABLE, "the command failed"))
             return
         if isinstance(outcome, Lookup):
             item.rounds += 1
             if item.rounds > ATTEMPTS:
-                self._answer(item.reply, self._busy())
+                self.answer(item.reply, self._busy())
                 return
             activation.paused = True
             self._spawn(self._look_up(activation, item, outcome))
@@ -369,16 +351,13 @@ class Host:
         self._end(activation, item, outcome)
 
     def _end(self, activation: Activation, item: Item, outcome: Outcome) -> None:
-        if outcome.turn is None and not activation.uncommitted and self._lease_fresh():
-            self._answer(item.reply, outcome.answer)
+        if outcome.turn is None and not activation.uncommitted and self.lease_fresh():
+            self.answer(item.reply, outcome.answer)
             return
-        pending = Pending(activation, outcome, item.reply)
-        for touched in pending.touched():
-            touched.uncommitted += 1
-        self._pending.append(pending)
-        self._filled.set()
+        self._commits.add(Pending(activation, outcome, item.reply))
 
-    def _lease_fresh(self) -> bool:
+    def lease_fresh(self) -> bool:
+        """Whether an answer that commits nothing may be given without asking the log."""
         return self._clock.monotonic_s() - self._lease_from_s < self.settings.lease_s
 
     async def _look_up(self, activation: Activation, item: Item, lookup: Lookup) -> None:
@@ -394,10 +373,10 @@ class Host:
             refused = Refused(Code.UNAVAILABLE, "the command failed")
         activation.paused = False
         if activation.dead:
-            self._answer(item.reply, _FENCED)
+            self.answer(item.reply, FENCED)
             return
         if refused is not None:
-            self._answer(item.reply, refused)
+            self.answer(item.reply, refused)
         else:
             self._turn(activation, item)
         self._drain(activation)
@@ -405,7 +384,7 @@ class Host:
     async def _find_out(self, activation: Activation, item: Item, lookup: Lookup) -> None:
         request = item.request
         if lookup.settle:
-            await self._settle(activation, 5.0)
+            await self._commits.settle(activation, 5.0)
         if lookup.command and not isinstance(request, Signal):
             item.found = await self._ids.get((activation.stream, request.command_id))
             item.looked_up = True
@@ -427,16 +406,6 @@ class Host:
             done, _ = await asyncio.wait({loading}, timeout=5.0)
             if not done:
                 raise StoreUnavailable(f"{stream} did not load in time")
-
-    async def _settle(self, activation: Activation, timeout_s: float) -> None:
-        """Wait until everything the activation has decided is committed."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                while activation.uncommitted and not activation.dead:
-                    self._settled.clear()
-                    await self._settled.wait()
-        except TimeoutError:
-            raise StoreUnavailable(f"{activation.stream} did not settle in {timeout_s} s") from None
 
     # --- signals -------------------------------------------------------------------------------------------------
 
@@ -466,143 +435,6 @@ class Host:
         if data is not None:
             self._relay.ephemeral(activation.stream, owner, Publication(0, data))
 
-    # --- the group commit ----------------------------------------------------------------------------------------
-
-    async def _flush_forever(self) -> None:
-        while True:
-            await self._filled.wait()
-            batch = [self._pending.popleft() for _ in range(min(len(self._pending), self.settings.flush_commands))]
-            if not self._pending:
-                self._filled.clear()
-            if not batch:
-                continue
-            began_s = self._clock.monotonic_s()
-            self._flushing = batch
-            try:
-                await self._flush(batch)
-            except Exception:
-                log.exception("a flush failed in an unforeseen way")
-                self._doubt({pending.activation.partition for pending in batch})
-                self._fail(batch)
-            self._flushing = []
-            took_s = max(1e-6, self._clock.monotonic_s() - began_s)
-            self._drain_rate += 0.1 * (len(batch) / took_s - self._drain_rate)
-            self._metrics.observe("flush_seconds", took_s)
-            self._metrics.observe("flush_commands", len(batch))
-
-    async def _flush(self, batch: list[Pending]) -> None:
-        alive = self._bury(batch)
-        turns = [pending.outcome.turn for pending in alive if pending.outcome.turn is not None]
-        written: frozenset[int] = frozenset()
-        if turns:
-            heads = {turn.partition: self.partitions[turn.partition].head for turn in turns}
-            try:
-                committed = await self._log.commit(turns, heads)
-            except (OutcomeUnknown, StoreUnavailable) as error:
-                log.warning("a flush of %d turns did not commit: %r", len(turns), error)
-                self._metrics.count("flushes_failed")
-                self._doubt(set(heads))
-                alive = self._bury(alive)
-            else:
-                self._lost(committed.fenced)
-                self._stale(committed.stale)
-                for number, head in committed.heads.items():
-                    if number in self.partitions:
-                        self.partitions[number].head = head
-                written = frozenset(committed.heads) - committed.fenced
-                alive = self._bury(alive)
-        alive = await self._confirm(alive, written)
-        self._publish(alive)
-
-    def _bury(self, batch: list[Pending]) -> list[Pending]:
-        """Those that may go on; whatever touches something dead dies with all that it touched, and is asked again."""
-        alive: list[Pending] = []
-        for pending in batch:
-            if any(touched.dead for touched in pending.touched()) or (
-                pending.activation.partition not in self.partitions
-            ):
-                for touched in pending.touched():
-                    self._forget(touched)
-                self._fail([pending])
-            else:
-                alive.append(pending)
-        return alive
-
-    def _fail(self, batch: Iterable[Pending]) -> None:
-        for pending in batch:
-            for touched in pending.touched():
-                touched.uncommitted -= 1
-            self._answer(pending.reply, _FENCED)
-        self._settled.set()
-
-    def _forget(self, activation: Activation) -> None:
-        if self.activations.get(activation.stream) is activation:
-            del self.activations[activation.stream]
-        self._kill(activation)
-
-    def _lost(self, fenced: Iterable[int]) -> None:
-        """Somebody else has taken these; whether they should come back is placement's to say."""
-        for number in fenced:
-            log.warning("partition %d was taken by another host", number)
-            self._metrics.count("fenced_partitions")
-            self._drop(number)
-
-    def _stale(self, streams: Iterable[str]) -> None:
-        for stream in streams:
-            activation = self.activations.get(stream)
-            if activation is not None:
-                log.warning("%s is loaded anew", stream)
-                self._forget(activation)
-
-    def _doubt(self, numbers: set[int]) -> None:
-        """What was decided for these may or may not be committed: forget it and take the partitions anew."""
-        for number in numbers:
-            self._drop(number)
-        self._spawn(self._retake(set(numbers)))
-
-    async def _confirm(self, alive: list[Pending], written: frozenset[int]) -> list[Pending]:
-        """For answers that commit nothing: make sure that we still own what we speak for."""
-        unsure = {
-            pending.activation.partition
-            for pending in alive
-            if pending.outcome.turn is None and pending.activation.partition not in written
-        }
-        if not unsure or self._lease_fresh():
-            return alive
-        try:
-            heads = await self._log.heads(sorted(unsure))
-        except StoreUnavailable:
-            refused = [p for p in alive if p.outcome.turn is None and p.activation.partition in unsure]
-            for pending in refused:
-                pending.outcome.answer = Refused(Code.UNAVAILABLE, "the store does not answer", retry_after_s=1.0)
-            return alive
-        self._lost([n for n in unsure if n in self.partitions and heads.get(n, 0) != self.partitions[n].head])
-        return self._bury(alive)
-
-    def _publish(self, alive: list[Pending]) -> None:
-        """After the commit: events in order, then answers."""
-        outgoing: dict[str, Outgoing] = {}
-        for pending in alive:
-            for step in pending.outcome.steps:
-                activation = step.activation
-                activation.committed = max(activation.committed, step.events[-1][0])
-                found = outgoing.get(activation.stream)
-                if found is None:
-                    found = outgoing[activation.stream] = Outgoing(
-                        activation, self.partitions[activation.partition].owner, [], []
-                    )
-                found.events += step.events
-                found.publications += step.publications
-            for touched in pending.touched():
-                touched.uncommitted -= 1
-        self._relay.publish(outgoing.values())
-        for number in {out.activation.partition for out in outgoing.values()}:
-            self._relay.published(number, self.partitions[number].head)
-        for pending in alive:
-            self._answer(pending.reply, pending.outcome.answer)
-        self._metrics.count("turns", len(alive))
-        self._settled.set()
-
     # --- tidying -------------------------------------------------------------------------------------------------
 
     async def _tidy_forever(self) -> None:
@@ -612,7 +444,7 @@ class Host:
             await self._store_positions()
             self._collect()
             self._metrics.gauge("activations", len(self.activations))
-            self._metrics.gauge("pending_commits", len(self._pending))
+            self._metrics.gauge("pending_commits", len(self._commits))
 
     async def _store_positions(self) -> None:
         kept, self._positions = self._positions, {}
