@@ -45,6 +45,13 @@ def check_subject(subject: str, *, wildcards: bool = False) -> None:
         raise ValueError(f"not a subject: {subject!r}")
 
 
+def as_prefix(word: str) -> str:
+    """What stands before every subject: the word with a dot, or nothing. Raises ValueError for what no subject may hold."""
+    if word:
+        check_subject(word.removesuffix("."))
+    return f"{word.removesuffix('.')}." if word else ""
+
+
 def check_message(data: bytes) -> None:
     """Raises ValueError for a message over 512 KiB."""
     if len(data) > MAX_MESSAGE_BYTES:
@@ -222,20 +229,18 @@ class _NatsSubscription:
 class NatsBroker:
     """`ports.Broker` on NATS. One connection, four tasks, whatever the number of subscriptions.
 
-    `url` may name several servers, separated by commas. Every subject gets `prefix`, so that two platforms can share a
-    server. The connection is regained for ever; subscriptions come back with it, what was published meanwhile does not,
+    `url` may name several servers, separated by commas. Every subject gets `prefix` and a dot, so that two platforms can
+    share a server. The connection is regained for ever; subscriptions come back with it, what was published meanwhile does not,
     and `on_reconnect` handlers are called after that. While there is no connection, everything raises
     `BrokerUnavailable` at once. A request that was under way when it broke raises it too: its outcome is unknown.
     """
 
     def __init__(self, url: str, prefix: str = "", name: str = "renoveasy") -> None:
-        if prefix:
-            check_subject(f"{prefix}x")
         self._servers = [server.strip() for server in url.split(",")]
-        self._prefix = prefix
+        self._prefix = as_prefix(prefix)
         self._name = name
-        self._inbox = f"{prefix}_INBOX.{secrets.token_hex(11)}."
-        self._subject_at = len(prefix)
+        self._inbox = f"{self._prefix}_INBOX.{secrets.token_hex(11)}."
+        self._subject_at = len(self._prefix)
         self._token_at = len(self._inbox)
         self._link: _Link | None = None
         self._supervisor: asyncio.Task[None] | None = None

@@ -30,13 +30,13 @@ class Script:
 
 
 class RedisServer:
-    """A connection pool to one Redis, for the stores below. `prefix` stands before every key.
+    """A connection pool to one Redis, for the stores below. `prefix` and a colon stand before every key.
 
     Nothing is connected before the first use.
     """
 
     def __init__(self, url: str, prefix: str = "", timeout_s: float = TIMEOUT_S) -> None:
-        self._prefix = prefix
+        self._prefix = f"{prefix}:" if prefix else ""
         self._timeout_s = timeout_s
         pool = BlockingConnectionPool.from_url(
             url,
@@ -62,7 +62,7 @@ class RedisServer:
         except (RedisError, OSError, TimeoutError) as error:
             raise StoreUnavailable(f"Redis: {error or type(error).__name__}") from error
 
-    async def check(self) -> None:
+    async def ping(self) -> None:
         """Return if the server answers; StoreUnavailable otherwise."""
         await self.run(_PING, "")
 

@@ -7,7 +7,7 @@ from itertools import count
 from typing import Final
 
 from domain.ports import BrokerUnavailable, NoResponders, Received, RequestTimeout
-from storage.broker import call_safely, check_message, check_subject
+from storage.broker import as_prefix, call_safely, check_message, check_subject
 
 _PAUSE_AT: Final = 1024
 
@@ -124,11 +124,9 @@ class MemoryBroker:
     _names = count(1)
 
     def __init__(self, bus: MemoryBus | None = None, prefix: str = "") -> None:
-        if prefix:
-            check_subject(f"{prefix}x")
         self.bus = bus if bus is not None else MemoryBus()
         self.bus._brokers.append(self)
-        self._prefix = prefix
+        self._prefix = as_prefix(prefix)
         self._inbox = f"_INBOX.{next(self._names)}"
         self._subscriptions: set[_MemorySubscription] = set()
         self._requests: dict[str, asyncio.Future[bytes]] = {}

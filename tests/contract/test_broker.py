@@ -222,6 +222,23 @@ async def test_two_prefixes_on_one_server_do_not_hear_each_other(connect: Connec
     assert heard["other"] == []
 
 
+async def test_a_prefix_is_a_word_of_its_own(connect: Connect) -> None:
+    dotted, plain, without = await connect("a."), await connect("a"), await connect()
+    heard: dict[str, list[str]] = {"dotted": [], "without": []}
+    await dotted.subscribe("ev.x", lambda message: heard["dotted"].append(message.subject))
+    for subject in ("aev.x", "ev.x", "a.ev.x"):
+        await without.subscribe(subject, lambda message: heard["without"].append(message.subject))
+    await plain.publish("ev.x", b"")
+    await until(lambda: heard == {"dotted": ["ev.x"], "without": ["a.ev.x"]})
+
+
+@pytest.mark.parametrize("prefix", ["a b", "*", "a.>", "a..", "."])
+def test_a_prefix_that_no_subject_may_hold_is_refused(prefix: str) -> None:
+    for broker in (lambda: NatsBroker("nats://127.0.0.1:1", prefix), lambda: MemoryBroker(prefix=prefix)):
+        with pytest.raises(ValueError, match="not a subject"):
+            broker()
+
+
 async def test_a_closed_broker_is_unavailable(connect: Connect) -> None:
     broker = await connect()
     await broker.close()
