@@ -1,14 +1,11 @@
-"""What travels over the WebSocket beside the protocol's own frames: rpc, `send`, and the items of each kind of channel.
+"""What clients ask and tell over the WebSocket beside the protocol's own frames: rpc and `send`.
 
-One struct per shape, and tables that name them: the AsyncAPI document is made from these, the gateway speaks them.
+One struct per shape, and tables that name them. What a channel publishes is defined with its stream's events.
 """
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
-
-from domain import chat
-
 
 # --- rpc: data in ------------------------------------------------------------------------------------------------
 
@@ -176,68 +173,3 @@ class SendFixes(msgspec.Struct, frozen=True, tag="fix"):
 
 SEND_TYPES: Final[dict[str, type[msgspec.Struct]]] = {"typing": SendTyping, "fix": SendFixes}
 """`type` of a `send` → its data."""
-
-
-# --- publications ------------------------------------------------------------------------------------------------
-
-
-class OrderEvent(msgspec.Struct, frozen=True):
-    """Something happened to an order; `type` is `order.<event>`, further fields depend on it."""
-
-    type: str
-    by: str
-    at: str
-    state: str
-    version: int
-
-
-class PositionUpdate(msgspec.Struct, frozen=True, tag="position", omit_defaults=True):
-    """Where the worker is, as the viewer may know. Ephemeral: no offset, at most one a second."""
-
-    at: str
-    lat: float
-    lon: float
-    accuracy_m: float
-    heading_deg: float | None = None
-    speed_mps: float | None = None
-    eta_s: float | None = None
-    eta_p90_s: float | None = None
-
-
-class OrderActivity(msgspec.Struct, frozen=True, tag="order.activity"):
-    """An order of the user has moved to `offset`."""
-
-    order_id: str
-    offset: int
-    event: str
-
-
-class OfferHint(msgspec.Struct, frozen=True, tag="offer"):
-    """An order is offered to the worker."""
-
-    order_id: str
-
-
-class SessionRevoked(msgspec.Struct, frozen=True, tag="session.revoked"):
-    """One of the user's device sessions was ended."""
-
-    session_id: str
-
-
-PUBLICATIONS: Final[dict[Literal["conversation", "order", "user"], tuple[type[msgspec.Struct], ...]]] = {
-    "conversation": (
-        chat.MessagePosted,
-        chat.MessageEdited,
-        chat.MessageDeleted,
-        chat.MessageReacted,
-        chat.ReceiptRead,
-        chat.ReceiptDelivered,
-        chat.MemberJoined,
-        chat.MemberLeft,
-        chat.Typing,
-    ),
-    "order": (OrderEvent, PositionUpdate),
-    "user": (chat.ConversationActivity, OrderActivity, OfferHint, SessionRevoked),
-}
-"""Kind of channel → the data of its publications, told apart by `type`. `chat.Typing`, `PositionUpdate` and all of `user`
-come without an offset."""

@@ -4,11 +4,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from domain.commands import Actor, Attached, Query, Signal
 from domain.errors import RETRYABLE, Code, Refusal
 from domain.ports import BrokerUnavailable, ConversationRow, StoreUnavailable
+from domain.wire import ConversationHead, OrderHead, SyncResult
 from gateway import codes, protocol, rpc
 from gateway.codes import Disconnect
 from gateway.hub import HubChannel
@@ -342,7 +343,7 @@ class Connection:
         result = protocol.HistoryResult(protocol.raws(pubs), channel.epoch, head)
         return session.succeeded(work, protocol.reply(work.command_id, "history", result))
 
-    async def _sync(self) -> dict[str, Any]:
+    async def _sync(self) -> SyncResult:
         board, user_id = self._board, self.actor.id
         rows: list[ConversationRow] = []
         cursor: str | None = None
@@ -352,14 +353,11 @@ class Connection:
             cursor = page.next_cursor
             if cursor is None:
                 break
-        heads = await board.read_models.order_heads(user_id)
-        return {
-            "conversations": [
-                {"id": row.id, "offset": row.offset, "read_offset": row.read_offset, "unread": row.unread}
-                for row in rows
-            ],
-            "orders": [{"id": order_id, "offset": offset, "state": state} for order_id, offset, state in heads],
-        }
+        orders = await board.read_models.order_heads(user_id)
+        return SyncResult(
+            tuple(ConversationHead(row.id, row.offset, row.read_offset, row.unread) for row in rows),
+            tuple(OrderHead(*order) for order in orders),
+        )
 
     # --- catching up ---------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ are handed to every session. A short tail per channel serves those who come back
 import asyncio
 import logging
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from functools import partial
 
 import msgspec
@@ -68,16 +69,26 @@ class HubChannel:
 
 
 class Hub:
-    """Follows channels on the broker and hands events to cursors, in order."""
+    """Follows channels on the broker and hands events to cursors, in order.
+
+    `recheck` is called after an event with which somebody may have lost the right to listen.
+    """
 
     def __init__(
-        self, settings: GatewaySettings, broker: Broker, reader: StreamReader, clock: Clock, metrics: Metrics
+        self,
+        settings: GatewaySettings,
+        broker: Broker,
+        reader: StreamReader,
+        clock: Clock,
+        metrics: Metrics,
+        recheck: Callable[[HubChannel], None],
     ) -> None:
         self._settings = settings
         self._broker = broker
         self._reader = reader
         self._clock = clock
         self._metrics = metrics
+        self._recheck = recheck
         self._channels: dict[str, HubChannel] = {}
         self._idle: OrderedDict[str, HubChannel] = OrderedDict()
         self._tails_bytes = 0
@@ -155,6 +166,8 @@ class Hub:
         leaving = [cursor for cursor in channel.cursors if cursor.deliver(event)]
         for cursor in leaving:
             cursor.sink.expelled(cursor)
+        if event.recheck and channel.cursors:
+            self._recheck(channel)
 
     def _remember(self, channel: HubChannel, event: Event) -> None:
         tail, settings = channel.tail, self._settings

@@ -16,11 +16,15 @@ from gateway.protocol import publication, push
 
 
 class Event(NamedTuple):
-    """A committed event, encoded once: its offset, the push frame, and the user who left with it, if any."""
+    """A committed event, encoded once: its offset, the push frame, and what it means for who may listen.
+
+    `left` is the user who is no member from here on, `recheck` says that somebody may have lost the right to listen.
+    """
 
     offset: int
     frame: bytes
-    left: str
+    left: str = ""
+    recheck: bool = False
 
 
 class Sink(Protocol):
@@ -92,11 +96,12 @@ _decode_left = msgspec.json.Decoder(_Left).decode
 
 def encode_event(prefix: bytes, offset: int, data: bytes) -> Event:
     """The event as every session gets it. The text search spares nearly all events the decoding."""
-    left = ""
-    if b'"member.left"' in data:
+    left, recheck = "", False
+    if b'"member.left"' in data or b'"order.reopened"' in data:
         body = _decode_left(data)
         left = body.user_id if body.type == "member.left" else ""
-    return Event(offset, push(prefix, publication(data, offset)), left)
+        recheck = body.type == "order.reopened"
+    return Event(offset, push(prefix, publication(data, offset)), left, recheck)
 
 
 def may_recover(epoch: str, offset: int, known_epoch: str, head: int) -> bool:

@@ -13,6 +13,7 @@ from domain.commands import Accepted, Actor, Answer, Command, Query, Signal, Sta
 from domain.errors import Code, Refusal, from_validation, invalid
 from domain.ids import is_uuid
 from domain.times import rfc3339
+from domain.wire import ReceiptSet, WriteStatus, Written
 
 _MESSAGES = {"message.send": "send", "message.edit": "edit", "message.delete": "delete", "message.react": "react"}
 _RECEIPTS = frozenset({"receipt.read", "receipt.delivered"})
@@ -113,15 +114,15 @@ def result(method: str, answer: Answer) -> Any:
     """What the client gets for an answer, ready to be encoded."""
     match answer:
         case Accepted() if method in _RECEIPTS:
-            return {}
+            return ReceiptSet()
         case Accepted() if method == "order.command":
             events = [msgspec.Raw(_with_offset(item.offset, item.data)) for item in answer.events]
             order = msgspec.Raw(answer.view) if answer.view is not None else None
             return {"order": order, "events": events, "replayed": answer.replayed}
         case Accepted():
-            return {"offset": answer.offset, "at": rfc3339(answer.at), "replayed": answer.replayed}
+            return Written(answer.offset, rfc3339(answer.at), answer.replayed)
         case Status():
-            return {"known": True, "offset": answer.offset} if answer.known else {"known": False}
+            return WriteStatus(answer.known, answer.offset if answer.known else None)
         case _:
             raise TypeError(f"{type(answer).__name__} does not answer {method}")
 

@@ -6,7 +6,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
-from domain.commands import Actor, Query, Signal
+from domain.channels import REVOKED_SUBJECT
+from domain.commands import Actor, Attached, Query, Signal
 from domain.errors import RETRYABLE, Code, Refusal
 from domain.ports import (
     Broker,
@@ -74,7 +75,7 @@ class Switchboard:
         self.clock = clock
         self.new_id = new_id
         self.metrics = metrics
-        self.hub = Hub(settings, broker, reader, clock, metrics)
+        self.hub = Hub(settings, broker, reader, clock, metrics, self._recheck)
         self.peers: set[Peer] = set()
         self.counts: Counter[str] = Counter()
         self._broker = broker
@@ -97,7 +98,7 @@ class Switchboard:
         Raises:
             BrokerUnavailable: revocations cannot be heard, so nobody may be let in.
         """
-        self._revocations = await self._broker.subscribe("ctl.revoked", self._revoke)
+        self._revocations = await self._broker.subscribe(REVOKED_SUBJECT, self._revoke)
         self._broker.on_reconnect(self._reconnected)
         self.spawn(self._keep_time())
 
@@ -245,26 +246,41 @@ class Switchboard:
             except StoreUnavailable:
                 self.counts["gateway_rechecks_failed"] += 1
 
+    def _recheck(self, channel: HubChannel) -> None:
+        self.spawn(self._compare(channel))
+
     async def _compare(self, channel: HubChannel) -> None:
-        """Where does the stream stand? Whoever is behind catches up. Asked for any one follower, again until answered."""
-        delay_s = 0.1
-        while channel.cursors:
-            cursor = next(iter(channel.cursors))
-            kind, _, stream_id = channel.name.partition(":")
-            try:
+        """Where does the stream stand? Whoever is behind catches up.
+
+        A conversation says itself who has left it, so any one follower may ask. An order does not: each asks for itself.
+        """
+        kind, _, stream_id = channel.name.partition(":")
+        asked = 0
+        for cursor in tuple(channel.cursors):
+            if not cursor.gone and (kind == "order" or not asked):
                 query = Query(kind, stream_id, "attach", cursor.sink.actor)  # type: ignore[arg-type]
-                channel.attached(await self.router.ask(query, self.settings.ask_timeout_s))  # type: ignore[arg-type]
-                break
+                asked += await self._ask_again(channel, cursor, query)
+        for cursor in tuple(channel.cursors):
+            self._unhook(cursor, channel)
+
+    async def _ask_again(self, channel: HubChannel, cursor: Cursor, query: Query) -> bool:
+        """Ask until there is an answer; False if the subscription ended instead."""
+        delay_s = 0.1
+        while not cursor.gone:
+            try:
+                answer = await self.router.ask(query, self.settings.ask_timeout_s)
+                if isinstance(answer, Attached):
+                    channel.attached(answer)
+                return True
             except Refusal as refusal:
                 if refusal.code not in RETRYABLE:
                     cursor.sink.expelled(cursor)
-                    continue
+                    return False
             except BrokerUnavailable:
                 self.counts["gateway_rechecks_failed"] += 1
             await asyncio.sleep(delay_s)
             delay_s = min(2.0, delay_s * 2)
-        for cursor in tuple(channel.cursors):
-            self._unhook(cursor, channel)
+        return False
 
     def _unhook(self, cursor: Cursor, channel: HubChannel) -> None:
         if cursor.live and cursor.position < channel.head:

@@ -445,6 +445,16 @@ async def test_who_left_hears_nothing_more(open_house: Open) -> None:
     assert seen.of("unsubscribed")[0].code == 103
 
 
+async def test_a_worker_whose_contract_came_to_nothing_hears_nothing_more_of_the_order(open_house: Open) -> None:
+    house = await open_house()
+    house.platform.streams[JOB].members.add(BOB)
+    client, _ = await house.connected(BOB)
+    sub, _ = await house.subscribed(client, JOB)
+    house.platform.streams[JOB].members.discard(BOB)
+    await house.platform.post(JOB, {"type": "order.reopened", "by": ALICE, "state": "open"})
+    await until(lambda: sub.state is SubscriptionState.UNSUBSCRIBED, 1)
+
+
 async def test_unsubscribing_ends_it_and_subscribing_again_recovers(open_house: Open) -> None:
     house = await open_house()
     client, _ = await house.connected()
