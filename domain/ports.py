@@ -308,7 +308,8 @@ class Sessions(Protocol):
         successor stored the first time (else None). Spent earlier than that, it is being reused: the session is revoked.
 
         Raises:
-            Refusal: `unauthenticated` for an unknown or expired token, `session_revoked` for a revoked session or reuse.
+            Refusal: `unauthenticated` for an unknown or expired token, `session_revoked` for a revoked session or reuse,
+                then with the session's id as `current`, so that its sockets can be closed.
         """
         ...
 

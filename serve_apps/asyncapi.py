@@ -5,14 +5,42 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from domain import order_events, wire
+from domain import chat, order_events, wire
 from serve_apps.openapi import VERSION, portable
+from serve_apps.schemas import Timestamp, Uuid
 
 _REF: Final = "#/components/schemas/{name}"
 
-_CONVERSATION: Final = wire.PUBLICATIONS["conversation"]
-_ORDER: Final = (*get_args(order_events.AnyEvent), wire.PositionUpdate)
-_USER: Final = wire.PUBLICATIONS["user"]
+
+class Position(msgspec.Struct, tag="position", omit_defaults=True):
+    """Where the worker is, as the viewer may know. Ephemeral: no offset, at most one a second."""
+
+    at: Timestamp
+    lat: float
+    lon: float
+    accuracy_m: float
+    heading_deg: float | None = None
+    speed_mps: float | None = None
+    eta_s: float | None = None
+    eta_p90_s: float | None = None
+
+
+class OrderActivity(msgspec.Struct, tag="order.activity"):
+    """A hint: an order of the user's has moved to `offset`."""
+
+    order_id: Uuid
+    offset: int
+    event: str
+    state: str
+
+
+class SessionRevoked(msgspec.Struct, tag="session.revoked"):
+    """A hint: the device session was ended; the socket closes next."""
+
+
+_CONVERSATION: Final = (*get_args(chat.ChatEvent), chat.Typing)
+_ORDER: Final = (*get_args(order_events.AnyEvent), Position)
+_USER: Final = (chat.ConversationActivity, OrderActivity, SessionRevoked)
 _SENT: Final = tuple(wire.SEND_TYPES.values())
 _CHANNELS: Final = (
     ("conversation", "conversation:{conversation_id}", _CONVERSATION, "A conversation's stream, for its members."),

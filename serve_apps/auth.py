@@ -111,14 +111,19 @@ async def refresh(call: Call, body: RefreshRequest) -> TokenPair:
     tokens = services.tokens
     now_ms = call.now_ms()
     successor = tokens.refresh()
-    session, sealed = await services.sessions.rotate(
-        tokens.hash(body.refresh_token),
-        tokens.hash(successor),
-        tokens.seal(f"{now_ms} {successor}"),
-        now_ms,
-        now_ms + settings.refresh_ttl_s * 1000,
-        settings.refresh_grace_s * 1000,
-    )
+    try:
+        session, sealed = await services.sessions.rotate(
+            tokens.hash(body.refresh_token),
+            tokens.hash(successor),
+            tokens.seal(f"{now_ms} {successor}"),
+            now_ms,
+            now_ms + settings.refresh_ttl_s * 1000,
+            settings.refresh_grace_s * 1000,
+        )
+    except Refusal as refusal:
+        if refusal.code is Code.SESSION_REVOKED and isinstance(refusal.refused.current, str):
+            await _announce(call, [refusal.refused.current])
+        raise Refusal(refusal.code, refusal.refused.detail) from refusal
     issued_ms = now_ms
     if sealed is not None:
         issued, _, successor = tokens.unseal(sealed).partition(" ")
@@ -131,6 +136,10 @@ async def refresh(call: Call, body: RefreshRequest) -> TokenPair:
 async def _revoke(call: Call, session_ids: list[str]) -> None:
     """Revoke in the database, then tell the gateways. Where they cannot be told, tokens are refused all the same."""
     await call.services.sessions.revoke(session_ids, call.now_ms())
+    await _announce(call, session_ids)
+
+
+async def _announce(call: Call, session_ids: list[str]) -> None:
     for session_id in session_ids:
         try:
             await call.services.broker.publish(REVOKED_SUBJECT, session_id.encode())

@@ -322,7 +322,7 @@ def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPR
     encoder = msgspec.json.Encoder()
     guarded = row.rule in (Rule.USER, Rule.MEMBER, Rule.OWNER)
     stream_id_name = row.ids[0] if row.stream and row.ids else ""
-    histogram = f"http_request_seconds{{method={row.method},route={row.path}}}"
+    histogram = f"http_seconds_{row.name}"
 
     async def arguments(call: Call) -> dict[str, Any]:
         values: dict[str, Any] = {}
@@ -364,7 +364,7 @@ def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPR
         status_code=200,  # what Litestar checks annotations against; the answer carries its own
         name=row.name,
         media_type=row.media_type,
-        opt={"rule": row.rule, "rate": row.rate, "template": row.path},
+        opt={"rule": row.rule, "rate": row.rate, "operation": row.name},
         include_in_schema=False,
     )
     return handler(handle)
@@ -382,7 +382,10 @@ _DEFAULT_HEADERS: Final = (
 
 
 def finish(services: Services) -> Callable[[Any, Any], Awaitable[None]]:
-    """A hook that gives every answer its request id and security headers, and counts it by route and status."""
+    """A hook that gives every answer its request id and security headers, and counts it by operation and status.
+
+    Metrics: `http_requests_<operation>_<status>`, and `http_seconds_<operation>` for what was answered without a problem.
+    """
 
     async def before_send(message: Any, scope: Any) -> None:
         if message["type"] != "http.response.start":
@@ -393,7 +396,7 @@ def finish(services: Services) -> Callable[[Any, Any], Awaitable[None]]:
         headers.append((b"x-request-id", request_id_of(scope).encode("ascii")))
         message["headers"] = headers
         handler = scope.get("route_handler")
-        template = handler.opt.get("template", "other") if handler is not None else "other"
-        services.metrics.count(f"http_requests{{method={scope['method']},route={template},status={message['status']}}}")
+        operation = handler.opt.get("operation", "other") if handler is not None else "other"
+        services.metrics.count(f"http_requests_{operation}_{message['status']}")
 
     return before_send

@@ -101,7 +101,7 @@ class MemorySessions:
             if now_ms - row[2] <= grace_ms:
                 return session, row[3]
             await self.revoke([session.id], now_ms)
-            raise Refusal(Code.SESSION_REVOKED)
+            raise Refusal(Code.SESSION_REVOKED, current=session.id)
         row[2], row[3] = now_ms, new_token_sealed
         self.tokens[new_hash] = [session.id, expires_at, None, None]
         return session, None

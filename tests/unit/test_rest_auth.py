@@ -158,6 +158,8 @@ async def test_two_refreshes_that_race_get_the_same_pair_and_a_later_one_ends_th
         reused = await http.post("/v1/auth/refresh", json=spent)
         assert (reused.status_code, reused.json()["code"]) == (401, "session_revoked")
         assert (await http.get("/v1/me", headers=bearer(first))).status_code == 401
+    assert [subject for subject, _ in world.broker.published] == [REVOKED_SUBJECT]
+    assert "current" not in reused.json()
 
 
 async def test_logging_out_ends_this_session_and_tells_the_gateways() -> None:
