@@ -16,6 +16,7 @@ class Position(msgspec.Struct, tag="position", omit_defaults=True):
     """Where the worker is, as the viewer may know. Ephemeral: no offset, at most one a second."""
 
     at: Timestamp
+    visit_id: Uuid
     lat: float
     lon: float
     accuracy_m: float
@@ -35,7 +36,9 @@ class OrderActivity(msgspec.Struct, tag="order.activity"):
 
 
 class SessionRevoked(msgspec.Struct, tag="session.revoked"):
-    """A hint: the device session was ended; the socket closes next."""
+    """A hint: one of the user's device sessions was ended; if it is this one, its socket closes next."""
+
+    session_id: Uuid
 
 
 _CONVERSATION: Final = (*get_args(chat.ChatEvent), chat.Typing)

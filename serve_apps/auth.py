@@ -8,7 +8,8 @@ import msgspec
 import phonenumbers
 import structlog
 
-from domain.channels import REVOKED_SUBJECT
+from domain.channels import REVOKED_SUBJECT, user_subject
+from domain.commands import Hint
 from domain.errors import Code, Refusal, invalid
 from domain.ports import BrokerUnavailable, Device, DeviceSession
 from domain.times import rfc3339
@@ -121,8 +122,9 @@ async def refresh(call: Call, body: RefreshRequest) -> TokenPair:
             settings.refresh_grace_s * 1000,
         )
     except Refusal as refusal:
-        if refusal.code is Code.SESSION_REVOKED and isinstance(refusal.refused.current, str):
-            await _announce(call, [refusal.refused.current])
+        stolen = await services.sessions.get(str(refusal.refused.current)) if refusal.refused.current else None
+        if stolen is not None:
+            await _announce(call, stolen.user_id, [stolen.id])
         raise Refusal(refusal.code, refusal.refused.detail) from refusal
     issued_ms = now_ms
     if sealed is not None:
@@ -133,16 +135,20 @@ async def refresh(call: Call, body: RefreshRequest) -> TokenPair:
     return TokenPair(access, "Bearer", settings.access_ttl_s - age_s, successor, settings.refresh_ttl_s - age_s)
 
 
-async def _revoke(call: Call, session_ids: list[str]) -> None:
+async def _revoke(call: Call, user_id: str, session_ids: list[str]) -> None:
     """Revoke in the database, then tell the gateways. Where they cannot be told, tokens are refused all the same."""
     await call.services.sessions.revoke(session_ids, call.now_ms())
-    await _announce(call, session_ids)
+    await _announce(call, user_id, session_ids)
 
 
-async def _announce(call: Call, session_ids: list[str]) -> None:
+async def _announce(call: Call, user_id: str, session_ids: list[str]) -> None:
+    """Tell the user's devices which session has ended, and the gateways to close its sockets."""
+    publish = call.services.broker.publish
     for session_id in session_ids:
+        hint = msgspec.json.encode({"type": "session.revoked", "session_id": session_id})
         try:
-            await call.services.broker.publish(REVOKED_SUBJECT, session_id.encode())
+            await publish(user_subject(user_id), msgspec.msgpack.encode(Hint(user_id, hint)))
+            await publish(REVOKED_SUBJECT, session_id.encode())
         except BrokerUnavailable:
             _log.warning("a revocation could not be announced", session_id=session_id)
 
@@ -154,7 +160,7 @@ async def logout(call: Call, body: LogoutRequest) -> None:
     ids = [caller.session_id]
     if body.all:
         ids = [session.id for session in await call.services.sessions.list_of(caller.user_id) if not session.revoked_at]
-    await _revoke(call, ids)
+    await _revoke(call, caller.user_id, ids)
 
 
 @endpoint("GET", "/v1/auth/sessions", tag="auth", rule=Rule.OWNER)
@@ -177,7 +183,7 @@ async def end_session(call: Call, session_id: str) -> None:
     session = await call.services.sessions.get(session_id)
     if session is None or session.user_id != call.caller.user_id or session.revoked_at is not None:
         raise Refusal(Code.NOT_FOUND)
-    await _revoke(call, [session_id])
+    await _revoke(call, session.user_id, [session_id])
 
 
 @endpoint("GET", "/.well-known/jwks.json", tag="auth", rule=Rule.PUBLIC, rate=Rate.NONE)

@@ -24,28 +24,40 @@ Deliver = Callable[[bytes, bytes], Awaitable[Accepted]]
 """Takes a webhook's signature and body to its receiver."""
 
 
-@endpoint("POST", "/v1/orders/{order_id}/payments", tag="orders", rule=Rule.MEMBER, stream="order")
+@endpoint("POST", "/v1/orders/{order_id}/payments", tag="orders", rule=Rule.MEMBER, stream="order", keyed=True)
 async def pay(call: Call, body: PayRequest, order_id: str) -> Paid:
     """Pay a milestone through a rail. The rail reports by webhook; the sandbox does so before this answers."""
-    if body.rail != "sandbox" or not call.settings.sandbox_payments:
+    payment_id = body.id or call.write_id(None)
+    if payment_id is None or body.rail != "sandbox" or not call.settings.sandbox_payments:
         await call.view("order", order_id)
+        if payment_id is None:
+            raise invalid("id", "required", "give the payment an id, or send the header Idempotency-Key")
         raise invalid("rail", "unknown", f"there is no rail {body.rail}")
-    payload = {"payment_id": body.id, "milestone": body.milestone, "rail": body.rail}
-    accepted = await call.command("order", order_id, "start_payment", body.id, payload)
-    started = _started(accepted)
-    charge = Charge(order_id, body.id, started["amount"], started["currency"])
+    payload = {"payment_id": payment_id, "milestone": body.milestone, "rail": body.rail}
+    accepted = await call.command("order", order_id, "start_payment", payment_id, payload)
     rail = SandboxRail(call.settings.webhook_secret, call.services.clock, partial(receive, call, "sandbox"))
-    status = await rail.charge(charge)
-    return Paid(body.id, status, accepted.replayed)
+    await rail.charge(await _asked(call, order_id, payment_id, accepted))
+    funding = await _funding(call, order_id, payment_id)
+    # A payment that the funding does not name came too late, and went back in full.
+    return Paid(payment_id, funding["status"] if funding else "refunded", accepted.replayed)
 
 
-def _started(accepted: Accepted) -> dict[str, Any]:
+async def _asked(call: Call, order_id: str, payment_id: str, accepted: Accepted) -> Charge:
     """What the order asks the rail to collect; the same in every repetition."""
     for event in accepted.events:
-        data: dict[str, Any] = msgspec.json.decode(event.data)
+        data = msgspec.json.decode(event.data)
         if data["type"] == "order.payment_started":
-            return data
-    raise Refusal(Code.CONFLICT, "this payment was not started")
+            return Charge(order_id, payment_id, data["amount"], data["currency"])
+    funding = await _funding(call, order_id, payment_id)
+    if funding is None:
+        raise Refusal(Code.CONFLICT, "this payment is over")
+    return Charge(order_id, payment_id, funding["amount"], funding["currency"])
+
+
+async def _funding(call: Call, order_id: str, payment_id: str) -> dict[str, Any] | None:
+    """The order's funding that this payment makes, as the caller sees it."""
+    order = msgspec.json.decode((await call.view("order", order_id)).body)
+    return next((entry for entry in order["funding"] if entry.get("payment_id") == payment_id), None)
 
 
 def verify(secret: bytes, signature: bytes, body: bytes, now_ms: int, tolerance_s: int) -> None:

@@ -242,6 +242,12 @@ class OrderView(msgspec.Struct):
     updated_at: Timestamp
     worker_id: Uuid | UnsetType = UNSET
     conversation_id: Uuid | UnsetType = UNSET
+    photos: list[str] = []
+    changes: list[dict[str, Any]] = []
+    timers: list[Any] = []
+    budget: Money | UnsetType = UNSET
+    contract: dict[str, Any] | UnsetType = UNSET
+    ratings: dict[str, Any] | UnsetType = UNSET
 
 
 class Event(msgspec.Struct):
@@ -290,9 +296,9 @@ class TrackPoint(msgspec.Struct, omit_defaults=True):
 class PayRequest(msgspec.Struct):
     """Pay a milestone. `id` names the payment and makes its repetition harmless."""
 
-    id: Uuid
     milestone: Annotated[int, Meta(ge=1, le=1000)]
     rail: Annotated[str, Meta(pattern=r"\A[a-z0-9_-]{1,40}\Z")]
+    id: Uuid | None = None
 
 
 class Paid(msgspec.Struct, omit_defaults=True):

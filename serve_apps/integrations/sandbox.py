@@ -3,7 +3,7 @@
 import hmac
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -50,7 +50,7 @@ class SandboxRail:
         self._clock = clock
         self._deliver = deliver
 
-    async def charge(self, charge: Charge) -> Literal["held"]:
+    async def charge(self, charge: Charge) -> None:
         """Collect, report it, and return when the report has been taken. Raises what the receiver raises."""
         event = {
             "id": f"evt_{charge.payment_id}_held",
@@ -59,4 +59,3 @@ class SandboxRail:
         }
         body = canonical_json(event)
         await self._deliver(sign(self._secret, self._clock.now_ms() // 1000, body), body)
-        return "held"
