@@ -23,10 +23,11 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from domain.ids import PARTITIONS
 from domain.ports import OutcomeUnknown, StoreUnavailable
+from storage.statements import Preparer
 from storage.tables import setting
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -53,10 +54,15 @@ class WrongDatabase(Exception):
     """The database belongs to a platform of another shape, or has no schema yet; says which and what to do."""
 
 
+class Contended(StoreUnavailable):
+    """A deadlock or a lock that was not to be had in time: the transaction was rolled back and may be tried again."""
+
+
 class Database:
     """A database of the platform. `read` sees every commit so far; `write` is one transaction, durable on return.
 
-    Both raise `StoreUnavailable` when no connection is to be had. Nothing is connected before its first use.
+    Both raise `StoreUnavailable` when no connection is to be had, or when it is lost. `sql` prepares statements.
+    Nothing is connected before its first use.
     """
 
     def __init__(self, url: str, settings: DatabaseSettings | None = None) -> None:
@@ -66,14 +72,13 @@ class Database:
         # Reads are single statements: without transactions around them they cost one round trip instead of three.
         self._readers = self._engine("AUTOCOMMIT", self.settings.readers, skip_autocommit_rollback=True)
         self._writers = self._engine(None if self.is_sqlite else "READ COMMITTED", self.settings.writers)
+        self._dedicated = self._engine(None if self.is_sqlite else "READ COMMITTED", 0)
         if self.is_sqlite:
             event.listen(self._writers.sync_engine, "begin", _begin_immediate)
+            event.listen(self._dedicated.sync_engine, "begin", _begin_immediate)
+        self.sql = Preparer(self._writers.dialect)
         # SQLite has one writer. Waiting here is fair and wakes up at once; its own busy handler sleeps and polls.
         self._turnstile = asyncio.Lock() if self.is_sqlite else None
-
-    @property
-    def dialect(self) -> sa.Dialect:
-        return self._writers.dialect
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -96,7 +101,7 @@ class Database:
                 await connection.begin()
                 yield connection
             except (OperationalError, InterfaceError) as error:
-                raise StoreUnavailable(str(error.orig)) from error
+                raise unavailable(error) from error
             try:
                 await connection.commit()
             except DBAPIError as error:
@@ -114,7 +119,7 @@ class Database:
     async def writer(self) -> AsyncConnection:
         """A connection of one's own for write transactions; whoever asks for it closes it."""
         try:
-            return await self._writers.connect()
+            return await self._dedicated.connect()
         except (DBAPIError, PoolTimeout, OSError, TimeoutError) as error:
             raise StoreUnavailable(str(error)) from error
 
@@ -160,18 +165,26 @@ def _engine(
             "charset": "utf8mb4",
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {settings.lock_wait_s}",
         }
+    pool: dict[str, Any] = {"poolclass": NullPool}
+    if pool_size:
+        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": settings.connect_timeout_s}
     engine = create_async_engine(
         url,
         connect_args=arguments,
-        pool_size=pool_size,
-        max_overflow=0,
-        pool_timeout=settings.connect_timeout_s,
         hide_parameters=True,
+        **pool,
         **options,
     )
     if sqlite:
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     return engine
+
+
+def unavailable(error: DBAPIError) -> StoreUnavailable:
+    """What an error of the connection or of its locks is called above the storage layer."""
+    number = next(iter(error.orig.args), None) if error.orig is not None else None
+    kind = Contended if number in (1205, 1213) else StoreUnavailable
+    return kind(str(error.orig))
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -1,0 +1,79 @@
+"""Claims: keys such as a worker's quarter of an hour, of which each has one holder at most."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.ports import StoreUnavailable
+from storage import tables as t
+from storage.commit_plan import CommitPlan, Overtaken
+from storage.engine import Contended, Database
+from storage.statements import Preparer, run
+
+_ATTEMPTS: Final = 8
+Held = dict[str, tuple[str, int | None]]
+
+
+async def reserve(database: Database, holder: str, keys: Sequence[str], now_ms: int, until_ms: int) -> str | None:
+    """Reserve all keys for the holder, or none: then the first key that somebody else holds."""
+    clash: Exception | None = None
+    for _ in range(_ATTEMPTS):
+        try:
+            async with database.write() as connection:
+                held = await _held(connection, keys)
+                for key in keys:
+                    if not free(held.get(key), (holder,), now_ms):
+                        return key
+                wanted = [(key, holder, until_ms) for key in sorted(set(keys)) if held.get(key) != (holder, None)]
+                await _write(connection, database.sql, wanted, held)
+            return None
+        except (IntegrityError, Contended) as error:
+            clash = error
+    raise StoreUnavailable(f"claims of {holder} are contended") from clash
+
+
+async def keep_and_release(connection: AsyncConnection, sql: Preparer, plan: CommitPlan) -> None:
+    """Keep the plan's claims for good and delete what it releases.
+
+    Raises:
+        Overtaken: a reservation ran out and somebody else has the key; the turn's streams count as stale.
+    """
+    keys = [key for key, _, _ in plan.claims] + [key for key, _, _ in plan.releases]
+    held = await _held(connection, keys)
+    lost = [streams for key, streams, at in plan.claims if not free(held.get(key), streams, at)]
+    if lost:
+        raise Overtaken(set(), {stream for streams in lost for stream in streams})
+    kept = {key: (key, _holder(held.get(key), streams), None) for key, streams, _ in plan.claims}
+    await _write(connection, sql, list(kept.values()), held)
+    gone = [key for key, streams, _ in plan.releases if key not in kept and key in held and held[key][0] in streams]
+    if gone:
+        await connection.execute(sa.delete(t.claim).where(t.claim.c.key.in_(gone)))
+
+
+def free(held: tuple[str, int | None] | None, holders: tuple[str, ...], now_ms: int) -> bool:
+    """Whether one of these holders may have the key now."""
+    return held is None or held[0] in holders or (held[1] is not None and held[1] <= now_ms)
+
+
+def _holder(held: tuple[str, int | None] | None, streams: tuple[str, ...]) -> str:
+    return held[0] if held is not None and held[0] in streams else streams[0]
+
+
+async def _held(connection: AsyncConnection, keys: Sequence[str]) -> Held:
+    c = t.claim.c
+    # In key order, and locked (SQLite's write transaction is a lock already): nobody reserves them in between.
+    query = sa.select(c.key, c.holder, c.reserved_until).where(c.key.in_(sorted(set(keys)))).order_by(c.key)
+    return {row.key: (row.holder, row.reserved_until) for row in await connection.execute(query.with_for_update())}
+
+
+async def _write(connection: AsyncConnection, sql: Preparer, rows: Sequence[tuple[Any, ...]], held: Held) -> None:
+    # A key that nobody held may have been inserted meanwhile, and only a plain insert notices.
+    await run(connection, sql.insert(t.claim), [row for row in rows if row[0] not in held])
+    await run(connection, sql.upsert(t.claim, _take_over), [row for row in rows if row[0] in held])
+
+
+def _take_over(new: Any, old: Any) -> list[tuple[str, Any]]:
+    return [("holder", new.holder), ("reserved_until", new.reserved_until)]

@@ -1,0 +1,136 @@
+"""Reads of the log and of snapshots; each a statement or two, whatever the number of streams asked for."""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.ports import Entry, Snapshot
+from storage import tables as t
+from storage.statements import Preparer, fetch, numbered, wide
+
+_log: Final = t.partition_log.c
+_COLUMNS: Final = (
+    _log.stream,
+    _log.offset,
+    _log.type,
+    _log.command_id,
+    _log.command_hash,
+    _log.actor,
+    _log.at,
+    _log.body,
+)
+MOST_EVENTS_OF_A_COMMAND: Final = 64
+
+
+async def snapshots(connection: AsyncConnection, sql: Preparer, streams: Sequence[str]) -> dict[str, Snapshot]:
+    """The stored snapshot of each stream that has one."""
+    found: dict[str, Snapshot] = {}
+    for piece in wide(streams):
+        for row in await fetch(connection, sql.prepare(_snapshots, len(piece)), numbered(s=piece)):
+            found[row.stream] = Snapshot(row.stream, row.offset, row.schema, row.body, row.newest_id_ms)
+    return found
+
+
+async def tails(connection: AsyncConnection, sql: Preparer, after: Sequence[tuple[str, int]]) -> list[Entry]:
+    """Everything that follows the offset given for each stream, by offset."""
+    found: list[Entry] = []
+    for piece in wide(after):
+        values = numbered(s=[stream for stream, _ in piece], o=[offset for _, offset in piece])
+        found += [Entry(*row) for row in await fetch(connection, sql.prepare(_tails, len(piece)), values)]
+    return found
+
+
+async def first_rows(
+    connection: AsyncConnection, sql: Preparer, keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], Entry]:
+    """The first row of each (stream, command id) that has landed."""
+    found: dict[tuple[str, str], Entry] = {}
+    for piece in wide(keys):
+        values = numbered(s=[stream for stream, _ in piece], c=[command for _, command in piece])
+        for row in await fetch(connection, sql.prepare(_first_rows, len(piece)), values):
+            found[row.stream, row.command_id] = Entry(*row)
+    return found
+
+
+async def commands(
+    connection: AsyncConnection, sql: Preparer, keys: Sequence[tuple[str, str]]
+) -> dict[tuple[str, str], list[Entry]]:
+    """All rows of each command that has landed: those that follow its first with the same hash and no id."""
+    found = {key: [entry] for key, entry in (await first_rows(connection, sql, keys)).items()}
+    firsts = [entries[0] for entries in found.values()]
+    for piece in wide(firsts):
+        values = numbered(
+            s=[entry.stream for entry in piece],
+            o=[entry.offset for entry in piece],
+            e=[entry.offset + MOST_EVENTS_OF_A_COMMAND for entry in piece],
+        )
+        rows = {
+            (row.stream, row.offset): Entry(*row)
+            for row in await fetch(connection, sql.prepare(_spans, len(piece)), values)
+        }
+        for entries in found.values():
+            _follow(entries, rows)
+    return found
+
+
+def _follow(entries: list[Entry], rows: dict[tuple[str, int], Entry]) -> None:
+    first = entries[0]
+    while (following := rows.get((first.stream, entries[-1].offset + 1))) is not None:
+        if following.command_hash is None or following.command_hash != first.command_hash:
+            return
+        entries.append(following)
+
+
+async def partition_rows(
+    connection: AsyncConnection, sql: Preparer, partition: int, after: int, limit: int
+) -> list[tuple[int, Entry]]:
+    """Entries by position, takeover rows left out."""
+    values = {"partition": partition, "after": after, "most": limit}
+    return [(row[0], Entry(*row[1:])) for row in await fetch(connection, sql.prepare(_partition_rows), values)]
+
+
+def _snapshots(width: int) -> Any:
+    c = t.stream_state.c
+    return sa.select(c.stream, c.offset, c.schema, c.newest_id_ms, c.body).where(
+        c.stream.in_([sa.bindparam(f"s{n}") for n in range(width)])
+    )
+
+
+def _tails(width: int) -> Any:
+    terms = (sa.and_(_log.stream == sa.bindparam(f"s{n}"), _log.offset > sa.bindparam(f"o{n}")) for n in range(width))
+    return sa.select(*_COLUMNS).where(sa.or_(*terms)).order_by(_log.stream, _log.offset)
+
+
+def _first_rows(width: int) -> Any:
+    terms = (
+        sa.and_(_log.stream == sa.bindparam(f"s{n}"), _log.command_id == sa.bindparam(f"c{n}")) for n in range(width)
+    )
+    return sa.select(*_COLUMNS).where(sa.or_(*terms))
+
+
+def _spans(width: int) -> Any:
+    terms = (
+        sa.and_(
+            _log.stream == sa.bindparam(f"s{n}"),
+            _log.offset > sa.bindparam(f"o{n}"),
+            _log.offset < sa.bindparam(f"e{n}"),
+            _log.command_id.is_(None),
+        )
+        for n in range(width)
+    )
+    return sa.select(*_COLUMNS).where(sa.or_(*terms))
+
+
+def _partition_rows(width: int) -> Any:
+    return (
+        sa.select(_log.position, *_COLUMNS)
+        .where(
+            _log.partition == sa.bindparam("partition"),
+            _log.position > sa.bindparam("after"),
+            _log.stream.is_not(None),
+        )
+        .order_by(_log.position)
+        .limit(sa.bindparam("most", type_=sa.Integer()))
+    )

@@ -1,0 +1,134 @@
+"""What the events of orders change in their read models: who takes part in which order, and the ledger's lines."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.payments import Transaction
+from domain.ports import Entry, Snapshot
+from storage import tables as t
+from storage.statements import Preparer, run
+
+ORDER: Final = "order:"
+OVER: Final = ("closed", "cancelled", "expired")
+"""The states in which nothing happens any more."""
+
+
+class _Quote(msgspec.Struct):
+    worker_id: str
+
+
+class _OrderState(msgspec.Struct):
+    """As much of a stored order as lists need."""
+
+    state: str = ""
+    customer_id: str = ""
+    worker_id: str | None = None
+    quotes: tuple[_Quote, ...] = ()
+
+
+class _Private(msgspec.Struct):
+    ledger: tuple[Transaction, ...] = ()
+
+
+class _Event(msgspec.Struct):
+    private: _Private | None = None
+
+
+_state_decoder = msgspec.json.Decoder(_OrderState)
+_event_decoder = msgspec.json.Decoder(_Event)
+
+
+class Party(NamedTuple):
+    """Somebody's part in an order, in the order of the table's columns. Whoever has quoted is a `worker`."""
+
+    order_id: str
+    user_id: str
+    role: str
+    hired: bool
+    state: str
+    offset: int
+    updated_at: int
+
+
+class Line(NamedTuple):
+    """A line of the ledger, in the order of the table's columns; minor units, one of debit and credit is 0."""
+
+    order_id: str
+    offset: int
+    n: int
+    account: str
+    debit: int
+    credit: int
+    currency: str
+    posting: str
+    at: int
+
+
+class OrderChanges(NamedTuple):
+    parties: list[Party]
+    lines: list[Line]
+
+
+def order_changes(entries: Iterable[Entry], snapshots: Iterable[Snapshot]) -> OrderChanges:
+    """What these events change; the state is taken from the newest snapshot of an order that has events among them."""
+    moved: dict[str, int] = {}
+    lines: list[Line] = []
+    for entry in entries:
+        if entry.stream.startswith(ORDER):
+            moved[entry.stream] = entry.at
+            if b'"ledger"' in entry.body:
+                lines.extend(_lines(entry))
+    newest: dict[str, Snapshot] = {}
+    for snapshot in snapshots if moved else ():
+        if snapshot.stream in moved:
+            newest[snapshot.stream] = snapshot
+    parties = [party for snapshot in newest.values() for party in _parties(snapshot, moved[snapshot.stream])]
+    return OrderChanges(sorted(parties), lines)
+
+
+def _lines(entry: Entry) -> list[Line]:
+    event = _event_decoder.decode(entry.body)
+    postings = [(tx, p) for tx in (event.private.ledger if event.private else ()) for p in tx.postings]
+    order_id = entry.stream[len(ORDER) :]
+    return [
+        Line(order_id, entry.offset, n, p.account, max(p.amount, 0), max(-p.amount, 0), tx.currency, tx.kind, entry.at)
+        for n, (tx, p) in enumerate(postings)
+    ]
+
+
+def _parties(snapshot: Snapshot, at: int) -> list[Party]:
+    order, order_id = _state_decoder.decode(snapshot.body), snapshot.stream[len(ORDER) :]
+    workers = {quote.worker_id for quote in order.quotes} | ({order.worker_id} if order.worker_id else set())
+    parties = [Party(order_id, order.customer_id, "customer", False, order.state, snapshot.offset, at)]
+    parties += [
+        Party(order_id, worker, "worker", worker == order.worker_id, order.state, snapshot.offset, at)
+        for worker in workers
+    ]
+    return parties
+
+
+def follows(party: Party) -> bool:
+    """Whether the order is on the person's mind: not over, and theirs, or still to be won."""
+    return party.state not in OVER and (party.role == "customer" or party.hired or party.state == "open")
+
+
+# --- SQL ---------------------------------------------------------------------------------------------------------
+
+
+def _party_upsert(new: Any, old: Any) -> list[tuple[str, Any]]:
+    newer = new.offset >= old.offset
+    return [(name, sa.case((newer, new[name]), else_=old[name])) for name in ("hired", "state", "updated_at", "offset")]
+
+
+async def write_changes(connection: AsyncConnection, sql: Preparer, changes: OrderChanges) -> None:
+    """Write the changes of one flush; an older state never replaces a newer one."""
+    await run(connection, sql.upsert(t.order_party, _party_upsert), _last_of_each(changes.parties))
+    await run(connection, sql.insert(t.ledger_posting), changes.lines)
+
+
+def _last_of_each(parties: Sequence[Party]) -> list[tuple[Any, ...]]:
+    return list({party[:3]: tuple(party) for party in parties}.values())

@@ -1,0 +1,319 @@
+"""The partition log in SQL: the primary key (partition, position) is the fence, and there is no other lock.
+
+A commit is one transaction of a handful of multi-row statements. When a key clashes nothing has been written; then what
+is committed is compared with what was wanted, the turns that others have overtaken are cut out, and the rest goes again.
+"""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.ports import Committed, Entry, Loaded, OutcomeUnknown, Snapshot, StoreUnavailable, Takeover, Turn
+from storage import chat, claims, log_queries, orders
+from storage import tables as t
+from storage.commit_plan import CommitPlan, Overtaken, plan_commit
+from storage.engine import Contended, Database, unavailable
+from storage.statements import fetch, later, numbered, run, wide
+
+TAKEOVER: Final = "takeover"
+_ATTEMPTS: Final = 8
+_TAKEN_AT_ONCE: Final = 256
+_REMEMBERED: Final = 65_536
+
+
+class SqlPartitionLog:
+    """`domain.ports.PartitionLog` on SQLite and MariaDB/MySQL. One connection writes, a pool reads."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._sql = database.sql
+        self._writer: AsyncConnection | None = None
+        # What is known to be in the log, because it was written or read here. Rows are never deleted, so this stays
+        # true; it saves asking whether a stream's or a partition's next row leaves a hole.
+        self._positions: dict[int, int] = {}
+        self._offsets: OrderedDict[str, int] = OrderedDict()
+
+    async def close(self) -> None:
+        """Give the writing connection back."""
+        await self._drop()
+
+    async def connection_id(self) -> int | None:
+        """The server's number of the writing connection, for `KILL`; None on SQLite."""
+        if self._db.is_sqlite:
+            return None
+        async with self._db.turn():
+            connection = await self._open()
+            try:
+                number = await connection.scalar(sa.select(sa.func.connection_id()))
+                await connection.rollback()
+            except DBAPIError as error:
+                await self._drop()
+                raise unavailable(error) from error
+        return int(number or 0)
+
+    # --- owning ---------------------------------------------------------------------------------------------------
+
+    async def take(self, partitions: Sequence[int], owner: str, at: int) -> dict[int, Takeover]:
+        wanted = sorted(set(partitions))
+        taken: dict[int, Takeover] = {}
+        for start in range(0, len(wanted), _TAKEN_AT_ONCE):
+            taken.update(await self._take(wanted[start : start + _TAKEN_AT_ONCE], owner, at))
+        return taken
+
+    async def _take(self, partitions: list[int], owner: str, at: int) -> dict[int, Takeover]:
+        clash: Exception | None = None
+        for _ in range(_ATTEMPTS * 2):
+            try:
+                async with self._db.write() as connection:
+                    heads = await self._heads(connection, partitions)
+                    cursors = await self._cursors(connection, partitions)
+                    rows = [(p, heads[p] + 1, None, None, TAKEOVER, None, None, owner, at, b"{}") for p in partitions]
+                    await run(connection, self._sql.insert(t.partition_log), rows)
+            except (IntegrityError, Contended, OutcomeUnknown) as error:
+                clash = error  # somebody takes them too; a second takeover row of ours would do no harm
+            else:
+                self._positions.update((p, heads[p] + 1) for p in partitions)
+                return {p: Takeover(heads[p] + 1, cursors.get(p, 0)) for p in partitions}
+        raise StoreUnavailable(f"partitions {partitions[0]}…{partitions[-1]} are wanted by too many") from clash
+
+    # --- committing -----------------------------------------------------------------------------------------------
+
+    async def commit(self, turns: Sequence[Turn], heads: Mapping[int, int]) -> Committed:
+        fenced: set[int] = set()
+        stale: set[str] = set()
+        trouble: Exception | None = None
+        for _ in range(_ATTEMPTS):
+            plan = plan_commit(turns, heads, fenced, stale)
+            fenced, stale = plan.fenced, plan.stale
+            if plan.turns:
+                try:
+                    await self._transact(plan)
+                except Overtaken as error:
+                    fenced, stale = fenced | error.fenced, stale | error.stale
+                    continue
+                except IntegrityError as error:
+                    moved = await self._compare(plan)
+                    fenced, stale = fenced | moved.fenced, stale | moved.stale
+                    trouble = error
+                    continue
+                except Contended as error:
+                    trouble = error
+                    continue
+                self._remember(plan)
+            return Committed(plan.heads, frozenset(fenced), frozenset(stale))
+        raise StoreUnavailable(f"the transaction failed {_ATTEMPTS} times; nothing was changed") from trouble
+
+    async def _transact(self, plan: CommitPlan) -> None:
+        """The plan as one transaction: all of it or nothing, and which of the two is in the exception."""
+        async with self._db.turn():
+            connection = await self._open()
+            try:
+                connection = await self._begin(connection)
+                await self._write(connection, plan)
+            except (Overtaken, IntegrityError):
+                await self._roll_back(connection)
+                raise
+            except DBAPIError as error:
+                # Not yet at COMMIT: whatever became of the connection, nothing was committed.
+                await self._roll_back(connection)
+                raise unavailable(error) from error
+            except BaseException:
+                await self._drop()
+                raise
+            try:
+                await connection.commit()
+            except DBAPIError as error:
+                await self._drop()
+                raise OutcomeUnknown(str(error.orig)) from error
+            except BaseException:
+                await self._drop()
+                raise
+
+    async def _begin(self, connection: AsyncConnection) -> AsyncConnection:
+        """Begin; on a new connection where the old one turns out to have died since its last use."""
+        try:
+            await connection.begin()
+            if not self._db.is_sqlite:
+                await connection.exec_driver_sql("BEGIN")
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            await self._drop()
+            connection = await self._open()
+            await connection.begin()
+        return connection
+
+    async def _write(self, connection: AsyncConnection, plan: CommitPlan) -> None:
+        await self._check_no_hole(connection, plan)
+        if plan.claims or plan.releases:
+            await claims.keep_and_release(connection, self._sql, plan)
+        await run(connection, self._sql.insert(t.partition_log), plan.rows)
+        await chat.write_changes(connection, self._sql, chat.conversation_changes(plan.entries))
+        await orders.write_changes(connection, self._sql, orders.order_changes(plan.entries, plan.snapshots))
+        states = [(s.stream, s.offset, s.schema, s.newest_id_ms, s.body) for s in plan.snapshots]
+        await run(connection, self._sql.upsert(t.stream_state, _state_upsert), states)
+
+    async def _check_no_hole(self, connection: AsyncConnection, plan: CommitPlan) -> None:
+        """Where it is not known that the rows follow on without a hole, look."""
+        doubtful = [p for p, base in plan.bases.items() if self._positions.get(p) != base]
+        heads = await self._heads(connection, doubtful) if doubtful else {}
+        fenced = {p for p in doubtful if heads[p] != plan.bases[p]}
+        strangers = [s for s, first in plan.firsts.items() if self._offsets.get(s, 0) != first - 1]
+        ends = await self._ends(connection, strangers) if strangers else {}
+        stale = {s for s in strangers if ends.get(s, 0) != plan.firsts[s] - 1}
+        if fenced or stale:
+            raise Overtaken(fenced, stale)
+
+    async def _compare(self, plan: CommitPlan) -> Overtaken:
+        """After a clash of keys: which partitions and streams others have moved on."""
+        async with self._db.read() as connection:
+            heads = await self._heads(connection, list(plan.bases))
+            fenced = {p for p, base in plan.bases.items() if heads[p] != base}
+            ends = await self._ends(connection, list(plan.firsts))
+            stale = {s for s, first in plan.firsts.items() if ends.get(s, 0) >= first}
+            keys = [(entry.stream, entry.command_id) for entry in plan.entries if entry.command_id is not None]
+            landed = await log_queries.first_rows(connection, self._sql, keys)
+        stale |= {stream for stream, _ in landed}
+        return Overtaken(fenced, {s for s in stale if plan.partition_of[s] not in fenced})
+
+    def _remember(self, plan: CommitPlan) -> None:
+        self._positions.update(plan.heads)
+        for stream, last in plan.lasts.items():
+            self._know(stream, last)
+
+    def _know(self, stream: str, offset: int) -> None:
+        self._offsets[stream] = offset
+        self._offsets.move_to_end(stream)
+        if len(self._offsets) > _REMEMBERED:
+            self._offsets.popitem(last=False)
+
+    async def _open(self) -> AsyncConnection:
+        if self._writer is None:
+            self._writer = await self._db.writer()
+        return self._writer
+
+    async def _roll_back(self, connection: AsyncConnection) -> None:
+        try:
+            await connection.rollback()
+        except DBAPIError:
+            await self._drop()
+            return
+        if connection.invalidated:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        """Never use the connection again: nobody knows what it is in the middle of."""
+        connection, self._writer = self._writer, None
+        if connection is not None:
+            with contextlib.suppress(DBAPIError, OSError):
+                await connection.invalidate()
+            await connection.close()
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def load(self, streams: Sequence[str], schemas: Mapping[str, int]) -> dict[str, Loaded]:
+        wanted = list(dict.fromkeys(streams))
+        async with self._db.read() as connection:
+            # The snapshot first: what is committed in between only makes the tail longer.
+            snapshots = await log_queries.snapshots(connection, self._sql, wanted)
+            loaded = {
+                stream: Loaded(_usable(snapshots.get(stream), schemas.get(stream.partition(":")[0])), [])
+                for stream in wanted
+            }
+            after = [(s, found.snapshot.offset if found.snapshot else 0) for s, found in loaded.items()]
+            for entry in await log_queries.tails(connection, self._sql, after):
+                loaded[entry.stream].tail.append(entry)
+        for stream, found in loaded.items():
+            if found.tail:
+                self._know(stream, found.tail[-1].offset)
+            elif found.snapshot is not None:
+                self._know(stream, found.snapshot.offset)
+        return loaded
+
+    async def heads(self, partitions: Sequence[int]) -> dict[int, int]:
+        async with self._db.read() as connection:
+            return await self._heads(connection, list(partitions))
+
+    async def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Entry]]:
+        async with self._db.read() as connection:
+            return await log_queries.commands(connection, self._sql, list(dict.fromkeys(keys)))
+
+    async def read_partition(self, partition: int, after: int, limit: int) -> list[tuple[int, Entry]]:
+        async with self._db.read() as connection:
+            return await log_queries.partition_rows(connection, self._sql, partition, after, limit)
+
+    async def save_cursors(self, cursors: Mapping[int, int]) -> None:
+        if cursors:
+            async with self._db.write() as connection:
+                await run(connection, self._sql.upsert(t.relay_cursor, _cursor_upsert), sorted(cursors.items()))
+
+    async def reserve(self, holder: str, keys: Sequence[str], now_ms: int, until_ms: int) -> str | None:
+        return await claims.reserve(self._db, holder, keys, now_ms, until_ms) if keys else None
+
+    async def _heads(self, connection: AsyncConnection, partitions: Sequence[int]) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for piece in wide(partitions):
+            rows = await fetch(connection, self._sql.prepare(_heads, len(piece)), numbered(p=piece, q=piece))
+            found.update((number, position or 0) for number, position in rows)
+        return found
+
+    async def _ends(self, connection: AsyncConnection, streams: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for piece in wide(streams):
+            rows = await fetch(connection, self._sql.prepare(_ends, len(piece)), numbered(s=piece, r=piece))
+            found.update((stream, offset or 0) for stream, offset in rows)
+        return found
+
+    async def _cursors(self, connection: AsyncConnection, partitions: Sequence[int]) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for piece in wide(partitions):
+            rows = await fetch(connection, self._sql.prepare(_cursors, len(piece)), numbered(p=piece))
+            found.update(tuple(row) for row in rows)
+        return found
+
+
+def _usable(snapshot: Snapshot | None, schema: int | None) -> Snapshot | None:
+    return snapshot if snapshot is not None and snapshot.schema == schema else None
+
+
+# --- SQL: each maximum stands alone, because only then both databases read one index entry for it ----------------
+
+_log: Final = t.partition_log.c
+
+
+def _heads(width: int) -> Any:
+    return sa.union_all(*(_head(n) for n in range(width)))
+
+
+def _head(n: int) -> Any:
+    number = sa.bindparam(f"q{n}", type_=sa.Integer())
+    return sa.select(number, sa.func.max(_log.position)).where(_log.partition == sa.bindparam(f"p{n}"))
+
+
+def _ends(width: int) -> Any:
+    return sa.union_all(*(_end(n) for n in range(width)))
+
+
+def _end(n: int) -> Any:
+    name = sa.bindparam(f"r{n}", type_=sa.String())
+    return sa.select(name, sa.func.max(_log.offset)).where(_log.stream == sa.bindparam(f"s{n}"))
+
+
+def _cursors(width: int) -> Any:
+    c = t.relay_cursor.c
+    return sa.select(c.partition, c.position).where(c.partition.in_([sa.bindparam(f"p{n}") for n in range(width)]))
+
+
+def _cursor_upsert(new: Any, old: Any) -> list[tuple[str, Any]]:
+    return [later(new, old, "position")]
+
+
+def _state_upsert(new: Any, old: Any) -> list[tuple[str, Any]]:
+    newer = new.offset >= old.offset
+    kept = ("schema", "newest_id_ms", "body", "offset")
+    return [(name, sa.case((newer, new[name]), else_=old[name])) for name in kept]

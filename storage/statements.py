@@ -1,0 +1,103 @@
+"""SQL that is compiled once and then run with plain tuples.
+
+SQLAlchemy's own caching still costs more per flush than the database does; the text itself is always made from the
+tables of `storage.tables`, so there is one schema and one spelling of it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+WIDEST = 128
+"""The most terms that one statement repeats; more are split."""
+
+T = TypeVar("T")
+Changes = Callable[[Any, Any], list[tuple[str, Any]]]
+"""From the new row and the old one: what an upsert sets, in order. MySQL evaluates from left to right, so a column that
+others are compared by comes last."""
+
+
+class Prepared(NamedTuple):
+    """SQL text for the driver, and the names of its parameters in order."""
+
+    text: str
+    names: tuple[str, ...]
+
+    def row(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
+        return tuple(values[name] for name in self.names)
+
+
+class Preparer:
+    """Statements of one dialect, each compiled at its first use."""
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        self._dialect = dialect
+        self._made: dict[tuple[object, int], Prepared] = {}
+
+    def prepare(self, build: Callable[[int], Any], width: int = 1) -> Prepared:
+        """The statement that `build` makes for so many terms. `build` is a function of a module, never a closure."""
+        key = (build, width)
+        if (made := self._made.get(key)) is None:
+            made = self._made[key] = self._compile(build(width), None)
+        return made
+
+    def insert(self, table: sa.Table) -> Prepared:
+        """Insert rows given as tuples in the order of the table's columns."""
+        if (made := self._made.get((table, 0))) is None:
+            made = self._made[table, 0] = self._compile(sa.insert(table), table)
+        return made
+
+    def upsert(self, table: sa.Table, changes: Changes) -> Prepared:
+        """The same, where a row whose primary key exists is changed instead. `changes` is a function of a module."""
+        if (made := self._made.get((changes, 0))) is None:
+            statement: Any
+            if self._dialect.name == "sqlite":
+                statement = sqlite.insert(table)
+                new = statement.excluded
+                statement = statement.on_conflict_do_update(
+                    index_elements=list(table.primary_key), set_=dict(changes(new, table.c))
+                )
+            else:
+                statement = mysql.insert(table)
+                statement = statement.on_duplicate_key_update(changes(statement.inserted, table.c))
+            made = self._made[changes, 0] = self._compile(statement, table)
+        return made
+
+    def _compile(self, statement: Any, table: sa.Table | None) -> Prepared:
+        columns = None if table is None else [column.key for column in table.columns]
+        compiled = statement.compile(dialect=self._dialect, column_keys=columns)
+        names = tuple(compiled.positiontup or ())
+        assert columns is None or list(names) == columns, f"{names} are not the columns of {table}"
+        return Prepared(str(compiled), names)
+
+
+async def run(connection: AsyncConnection, statement: Prepared, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Run the statement once for every row, in one round trip where the driver can."""
+    if rows:
+        await connection.exec_driver_sql(statement.text, list(rows))
+
+
+async def fetch(connection: AsyncConnection, statement: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
+    """The rows of a query."""
+    return (await connection.exec_driver_sql(statement.text, statement.row(values))).all()
+
+
+def wide(items: Sequence[T]) -> Iterator[list[T]]:
+    """The items in pieces whose lengths are powers of two, filled up with the last one: few texts serve any number."""
+    for start in range(0, len(items), WIDEST):
+        piece = list(items[start : start + WIDEST])
+        width = 1 << (len(piece) - 1).bit_length()
+        yield piece + [piece[-1]] * (width - len(piece))
+
+
+def numbered(**columns: Sequence[Any]) -> dict[str, Any]:
+    """Parameters `name0`, `name1` … for the terms of a wide statement."""
+    return {f"{name}{n}": value for name, values in columns.items() for n, value in enumerate(values)}
+
+
+def later(new: Any, old: Any, name: str) -> tuple[str, Any]:
+    """Keep the greater of the new and the old value."""
+    return name, sa.case((new[name] > old[name], new[name]), else_=old[name])
