@@ -229,12 +229,12 @@ def _change(state: OrderState, change_id: str) -> dict[str, Any]:
 
 
 def _ratings(state: OrderState, role: Role) -> dict[str, Any] | None:
-    """Both ratings once both are in, to operations and to the public parts; before that only one's own."""
+    """Both ratings once both are in; before that only one's own."""
     if role not in INSIDE or not state.ratings:
         return None
     both = len(state.ratings) == 2
     shown = {side: r for side, r in state.ratings.items() if both or side == role}
-    return {side: _rating(rating) for side, rating in shown.items()}
+    return {side: _rating(rating) for side, rating in shown.items()} or None
 
 
 def _rating(rating: Rating) -> dict[str, Any]:
