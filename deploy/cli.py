@@ -88,6 +88,22 @@ def migrate() -> None:
 
 
 @main.command()
+@click.option(
+    "--pairs", default=2, show_default=True, type=click.IntRange(1, 50), help="Customers, each with a worker."
+)
+@click.option("--fast", is_flag=True, help="Without the pauses of a real day.")
+@click.option("--seed", type=int, help="The same seed plays the same story.")
+def demo(pairs: int, fast: bool, seed: int | None) -> None:
+    """Play customers and workers against the running platform, from phone login to rating, and show it live."""
+    from deploy import runtime
+    from deploy.demo import addresses_of, run_demo
+
+    settings = settings_or_exit()
+    running = runtime.read(settings.data_dir) if runtime.is_locked(settings.data_dir) else None
+    sys.exit(run_demo(addresses_of(running.settings if running else settings), pairs, fast, seed))
+
+
+@main.command()
 def doctor() -> None:
     """Check everything that the platform needs, and say what to do about what is missing."""
     from rich.console import Console

