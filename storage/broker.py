@@ -70,8 +70,8 @@ class _Link(Client):
     """One connection, from its handshake until it is lost. Nothing is buffered from one link to the next.
 
     Overrides four coroutines of nats-py 2.16.0: `_process_msg` (dispatch at once instead of a queue and a task),
-    `_send_ping` and `_process_pong` (a PING takes its place behind what was published before; a cancelled waiter does not
-    kill the reader), `_process_op_err` and `_process_err` (report the loss instead of reconnecting in place).
+    `_send_ping` and `_process_pong` (a PING takes its place behind what was published before, and nobody's giving up can
+    disturb the reader), `_process_op_err` and `_process_err` (report the loss instead of reconnecting in place).
     """
 
     def __init__(self, deliver: Callable[[int, bytes, bytes, bytes, bytes | None], None]) -> None:
@@ -198,9 +198,7 @@ class _Link(Client):
     async def _process_pong(self) -> None:
         self._pings_outstanding = 0
         if self._waiting:
-            future = self._waiting.popleft()
-            if not future.done():
-                future.set_result(None)
+            self._waiting.popleft().set_result(None)
 
     async def _process_op_err(self, e: Exception) -> None:
         self.lose(repr(e))

@@ -123,22 +123,18 @@ class RedisRateLimiter:
         return None if wait_us == 0 else wait_us / 1e6
 
 
-# The list holds the times of the last `limit` hits, oldest first: if the oldest has left the window, there is room.
+# The list holds the times of the last `limit` hits: if the first of them has left the window, there is room for one.
 _HIT = Script("""
 local limit, window = tonumber(ARGV[1]), tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
-local held = redis.call('LLEN', KEYS[1])
-if held > limit then
-  redis.call('LTRIM', KEYS[1], -limit, -1)
-  held = limit
-end
-if held == limit then
-  local wait = tonumber(redis.call('LINDEX', KEYS[1], 0)) + window - now
+local first = redis.call('LINDEX', KEYS[1], -limit)
+if first then
+  local wait = tonumber(first) + window - now
   if wait > 0 then return math.min(wait, window) end
-  redis.call('LPOP', KEYS[1])
 end
 redis.call('RPUSH', KEYS[1], string.format('%.0f', now))
+redis.call('LTRIM', KEYS[1], -limit, -1)
 redis.call('PEXPIRE', KEYS[1], math.ceil(window / 1000) + 1000)
 return 0
 """)

@@ -388,6 +388,51 @@ async def test_publishing_to_a_server_that_does_not_read_is_refused_rather_than_
         nats.resume()
 
 
+async def test_a_crowd_that_publishes_to_a_server_that_does_not_read_is_refused_at_once(
+    nats: Nats, connect_nats: Connect
+) -> None:
+    broker = await connect_nats()
+    assert isinstance(broker, NatsBroker)
+    assert broker._link is not None
+    nats.pause()
+    try:
+        crowd = [asyncio.ensure_future(broker.request("a", b"x" * MAX_MESSAGE_BYTES, 1.0)) for _ in range(100)]
+        await asyncio.sleep(0.1)
+        assert broker._link.unsent_bytes <= 17 * 1024 * 1024
+        outcomes = await asyncio.gather(*crowd, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {BrokerUnavailable, RequestTimeout}
+    finally:
+        nats.resume()
+
+
+async def test_a_ping_leaves_after_what_it_asks_about() -> None:
+    # nats-py writes a PING straight to the socket, past the commands that wait for its flusher: its PONG then says
+    # nothing about them, and a subscriber that was told "done" misses what is published next.
+    lines: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"max_payload": 1048576, "headers": true}\r\n')
+        while line := await reader.readline():
+            lines.append(line.split()[0])
+            if line.startswith(b"PING"):
+                writer.write(b"PONG\r\n")
+            if line.startswith(b"PUB"):
+                await reader.readline()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    broker = await NatsBroker(f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}").start()
+    lines.clear()
+    subscription = await broker.subscribe("a", lambda message: None)
+    await broker.publish("b", b"")
+    await broker.confirm()
+    await subscription.stop()
+    assert lines == [b"SUB", b"PING", b"PUB", b"PING", b"UNSUB", b"PING"]
+    await broker.close()
+    server.close()
+    await server.wait_closed()
+
+
 async def test_a_request_to_a_killed_answerer_times_out_or_finds_nobody(nats: Nats, connect_nats: Connect) -> None:
     broker = await connect_nats()
     answerer = textwrap.dedent(f"""

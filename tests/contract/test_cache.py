@@ -166,6 +166,15 @@ async def test_a_limit_of_zero_lets_nothing_through(limiter: RedisRateLimiter) -
     assert await limiter.hit("a", 0, 60) == 60
 
 
+async def test_a_counter_remembers_no_more_hits_than_its_limit(valkey: Valkey, limiter: RedisRateLimiter) -> None:
+    async with Redis.from_url(valkey.url) as redis:
+        for _ in range(3):
+            assert await limiter.hit("a", 2, 1) is None
+            assert await limiter.hit("a", 2, 1) is None
+            assert await redis.llen("rate:a") <= 2
+            await asyncio.sleep(1.01)
+
+
 async def test_counters_leave_the_store_with_their_window(valkey: Valkey, limiter: RedisRateLimiter) -> None:
     await limiter.hit("a", 5, 1)
     await asyncio.sleep(2.2)

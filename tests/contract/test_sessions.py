@@ -113,16 +113,17 @@ async def test_reuse_after_the_grace_ends_the_session_and_its_whole_family(sessi
     assert known.revoked_at == NOW + 1_001 + GRACE
 
 
-async def test_twenty_refreshes_at_once_in_two_processes_give_one_pair(processes: Callable[[], SqlSessions]) -> None:
-    one, other = processes(), processes()
-    session, token = await opened(one)
-    callers = [one, other] * 10
-    answers = await asyncio.gather(*(rotated(where, token, NOW + 1_000 + n) for n, where in enumerate(callers)))
-    firsts = [successor for _, sealed, successor in answers if sealed is None]
-    assert len(firsts) == 1
-    assert {sealed for _, sealed, _ in answers if sealed is not None} == {b"sealed " + firsts[0]}
-    assert {same.id for same, _, _ in answers} == {session.id}
-    assert (await rotated(other, firsts[0], NOW + 60_000))[0].id == session.id
+async def test_twenty_refreshes_at_once_in_five_processes_give_one_pair(processes: Callable[[], SqlSessions]) -> None:
+    callers = [processes() for _ in range(5)] * 4
+    await asyncio.gather(*(where.get(next(_ids)) for where in callers))
+    for _ in range(5):
+        session, token = await opened(callers[0])
+        answers = await asyncio.gather(*(rotated(where, token, NOW + 1_000 + n) for n, where in enumerate(callers)))
+        firsts = [successor for _, sealed, successor in answers if sealed is None]
+        assert len(firsts) == 1
+        assert {sealed for _, sealed, _ in answers if sealed is not None} == {b"sealed " + firsts[0]}
+        assert {same.id for same, _, _ in answers} == {session.id}
+        assert (await rotated(callers[1], firsts[0], NOW + 60_000))[0].id == session.id
 
 
 async def test_reuse_at_once_in_two_processes_lets_nobody_through(processes: Callable[[], SqlSessions]) -> None:
