@@ -364,7 +364,8 @@ class Session:
 
     def _start(self, work: AnyWork) -> None:
         """Begin the work now, or queue it behind its lane or behind everything."""
-        if self.in_flight >= self._settings.max_in_flight or (self._waiting and not self._free(work)):
+        full = self.in_flight >= self._settings.max_in_flight or bool(self._waiting)
+        if full and not self._urgent(work):
             if self._waiting is None:
                 self._waiting = deque()
             self._waiting.append(work)
@@ -379,9 +380,9 @@ class Session:
             self.in_flight += 1
             self._begin(work)
 
-    def _free(self, work: AnyWork) -> bool:
-        """A refreshed token does not queue behind other work."""
-        return work.lane == _TOKEN_LANE
+    def _urgent(self, work: AnyWork) -> bool:
+        """A refresh does not queue behind other work, or a busy client would expire."""
+        return work.lane == _TOKEN_LANE and work.lane not in self._lanes
 
     def _begin(self, work: AnyWork) -> None:
         """Settle what needs nobody else, by what is true at this point of the lane; hand out the rest."""

@@ -1,0 +1,40 @@
+"""The bounded queue in front of one client."""
+
+from gateway.outbound import Outbound
+
+
+def test_what_waits_together_travels_in_one_frame_one_a_line() -> None:
+    out = Outbound(1_000, 100)
+    for item in (b"{}", b'{"id":1}', b'{"id":2}'):
+        assert out.push(item)
+    assert out.take(1_000) == b'{}\n{"id":1}\n{"id":2}'
+    assert (len(out), out.size, out.take(1_000)) == (0, 0, b"")
+
+
+def test_a_frame_stays_near_its_target() -> None:
+    out = Outbound(1_000, 100)
+    for _ in range(5):
+        out.push(b"x" * 10)
+    assert [len(out.take(20)) for _ in range(3)] == [21, 21, 10]
+    assert out.size == 0
+
+
+def test_publications_leave_room_for_replies() -> None:
+    out = Outbound(100, 100)
+    assert [out.offer(b"x" * 25) for _ in range(3)] == [True, True, False]
+    assert [out.push(b"x" * 25) for _ in range(3)] == [True, True, False]
+    assert out.size == 100
+
+
+def test_the_number_of_items_is_bounded_too() -> None:
+    out = Outbound(1_000, 4)
+    assert [out.offer(b"x") for _ in range(3)] == [True, True, False]
+    assert [out.push(b"x") for _ in range(3)] == [True, True, False]
+
+
+def test_a_single_item_larger_than_the_queue_still_gets_out() -> None:
+    out = Outbound(10, 4)
+    assert out.offer(b"x" * 50)
+    assert not out.push(b"x")
+    assert out.take(5) == b"x" * 50
+    assert out.low
