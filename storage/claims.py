@@ -46,7 +46,7 @@ async def keep_and_release(connection: AsyncConnection, sql: Preparer, plan: Com
     lost = [streams for key, streams, at in plan.claims if not free(held.get(key), streams, at)]
     if lost:
         raise Overtaken(set(), {stream for streams in lost for stream in streams})
-    kept = {key: (key, _holder(held.get(key), streams), None) for key, streams, _ in plan.claims}
+    kept = {key: (key, holder(held.get(key), streams), None) for key, streams, _ in plan.claims}
     await _write(connection, sql, list(kept.values()), held)
     gone = [key for key, streams, _ in plan.releases if key not in kept and key in held and held[key][0] in streams]
     if gone:
@@ -58,7 +58,8 @@ def free(held: tuple[str, int | None] | None, holders: tuple[str, ...], now_ms: 
     return held is None or held[0] in holders or (held[1] is not None and held[1] <= now_ms)
 
 
-def _holder(held: tuple[str, int | None] | None, streams: tuple[str, ...]) -> str:
+def holder(held: tuple[str, int | None] | None, streams: tuple[str, ...]) -> str:
+    """Who of a turn's streams keeps the key: the one that reserved it, else the one that the turn is about."""
     return held[0] if held is not None and held[0] in streams else streams[0]
 
 

@@ -71,11 +71,12 @@ async def commands(
             for row in await fetch(connection, sql.prepare(_spans, len(piece)), values)
         }
         for entries in found.values():
-            _follow(entries, rows)
+            follow(entries, rows)
     return found
 
 
-def _follow(entries: list[Entry], rows: dict[tuple[str, int], Entry]) -> None:
+def follow(entries: list[Entry], rows: dict[tuple[str, int], Entry]) -> None:
+    """Add to a command's first row those that follow it, by (stream, offset), as long as they carry its hash."""
     first = entries[0]
     while (following := rows.get((first.stream, entries[-1].offset + 1))) is not None:
         if following.command_hash is None or following.command_hash != first.command_hash:
@@ -89,6 +90,47 @@ async def partition_rows(
     """Entries by position, takeover rows left out."""
     values = {"partition": partition, "after": after, "most": limit}
     return [(row[0], Entry(*row[1:])) for row in await fetch(connection, sql.prepare(_partition_rows), values)]
+
+
+async def published(
+    connection: AsyncConnection, sql: Preparer, stream: str, after: int, limit: int
+) -> list[tuple[int, bytes]]:
+    """(offset, body) of a stream after an offset, oldest first."""
+    values = {"stream": stream, "after": after, "most": limit}
+    return [(row[0], row[1]) for row in await fetch(connection, sql.prepare(_forward), values)]
+
+
+async def published_back(
+    connection: AsyncConnection, sql: Preparer, stream: str, before: int, limit: int
+) -> list[tuple[int, bytes]]:
+    """(offset, body) of a stream before an offset, newest first."""
+    values = {"stream": stream, "before": before, "most": limit}
+    return [(row[0], row[1]) for row in await fetch(connection, sql.prepare(_backward), values)]
+
+
+async def posted(
+    connection: AsyncConnection, sql: Preparer, stream: str, before: int | None, after: int | None, limit: int
+) -> list[tuple[int, bytes]]:
+    """(offset, body) of a conversation's messages: newest first before an offset or the end, oldest first after one."""
+    query = sa.select(_log.offset, _log.body).where(_log.stream == stream, _log.type == "message.posted").limit(limit)
+    query = query.order_by(_log.offset.desc() if after is None else _log.offset)
+    if after is not None:
+        query = query.where(_log.offset > after)
+    if before is not None:
+        query = query.where(_log.offset < before)
+    return [(row[0], row[1]) for row in await connection.execute(query)]
+
+
+def _forward(width: int) -> Any:
+    query = sa.select(_log.offset, _log.body).order_by(_log.offset)
+    query = query.where(_log.stream == sa.bindparam("stream"), _log.offset > sa.bindparam("after"))
+    return query.limit(sa.bindparam("most", type_=sa.Integer()))
+
+
+def _backward(width: int) -> Any:
+    query = sa.select(_log.offset, _log.body).order_by(_log.offset.desc())
+    query = query.where(_log.stream == sa.bindparam("stream"), _log.offset < sa.bindparam("before"))
+    return query.limit(sa.bindparam("most", type_=sa.Integer()))
 
 
 def _snapshots(width: int) -> Any:

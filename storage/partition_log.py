@@ -13,6 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from domain.chat import CHAT
+from domain.orders import ORDERS
 from domain.ports import Committed, Entry, Loaded, OutcomeUnknown, Snapshot, StoreUnavailable, Takeover, Turn
 from storage import chat, claims, log_queries, orders
 from storage import tables as t
@@ -24,6 +26,7 @@ TAKEOVER: Final = "takeover"
 _ATTEMPTS: Final = 8
 _TAKEN_AT_ONCE: Final = 256
 _REMEMBERED: Final = 65_536
+_READ_AT_ONCE: Final = 200
 
 
 class SqlPartitionLog:
@@ -275,6 +278,41 @@ class SqlPartitionLog:
             rows = await fetch(connection, self._sql.prepare(_cursors, len(piece)), numbered(p=piece))
             found.update(tuple(row) for row in rows)
         return found
+
+
+class SqlStreamReader:
+    """`domain.ports.StreamReader` on SQLite and MariaDB/MySQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    async def read(self, stream: str, after: int, limit: int, max_bytes: int = 262_144) -> list[tuple[int, bytes]]:
+        items: list[tuple[int, bytes]] = []
+        size = 0
+        async with self._db.read() as connection:
+            while len(items) < limit:
+                wanted = min(limit - len(items), _READ_AT_ONCE)
+                rows = await log_queries.published(connection, self._db.sql, stream, after, wanted)
+                for offset, body in rows:
+                    item = (offset, publication(stream, body))
+                    size += len(item[1])
+                    if items and size > max_bytes:
+                        return items
+                    items.append(item)
+                    after = offset
+                if len(rows) < wanted:
+                    break
+        return items
+
+    async def read_back(self, stream: str, before: int, limit: int) -> list[tuple[int, bytes]]:
+        async with self._db.read() as connection:
+            rows = await log_queries.published_back(connection, self._db.sql, stream, before, limit)
+        return [(offset, publication(stream, body)) for offset, body in rows]
+
+
+def publication(stream: str, body: bytes) -> bytes:
+    """What the members of a stream see of a stored event."""
+    return ORDERS.publication(body) if stream.startswith(orders.ORDER) else CHAT.publication(body)
 
 
 def _usable(snapshot: Snapshot | None, schema: int | None) -> Snapshot | None:

@@ -7,14 +7,12 @@ from typing import Final, TypeVar
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.ports import StoreUnavailable
-from storage.engine import Database
+from domain.ports import OutcomeUnknown, StoreUnavailable
+from storage.engine import Contended, Database
 
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 4
-# MariaDB: 1213 deadlock (undone in full), 1205 lock wait timeout (the statement is undone, and we undo the rest).
-_UNDONE: Final = frozenset({1213, 1205})
 
 
 @asynccontextmanager
@@ -41,12 +39,9 @@ async def in_transaction(database: Database, work: Callable[[AsyncConnection], A
                 return await work(connection)
         except IntegrityError:
             raise
-        except DBAPIError as error:
-            if attempt == _ATTEMPTS or _number(error) not in _UNDONE:
-                raise StoreUnavailable(str(error.orig)) from error
+        except Contended:
+            if attempt == _ATTEMPTS:
+                raise
+        except (DBAPIError, OutcomeUnknown) as error:
+            raise StoreUnavailable(str(error)) from error
     raise AssertionError("unreachable")
-
-
-def _number(error: DBAPIError) -> int | None:
-    arguments = getattr(error.orig, "args", ())
-    return arguments[0] if arguments and isinstance(arguments[0], int) else None
