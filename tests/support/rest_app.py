@@ -13,7 +13,7 @@ from domain.aggregate import WorkerProfile
 from domain.commands import Command, Query, Signal
 from domain.errors import Code, Refusal
 from domain.ids import uuid7
-from domain.ports import DeviceSession, Identity, NoMetrics, Page, User
+from domain.ports import Device, DeviceSession, Identity, NoMetrics, Page, User
 from serve_apps.integrations.sandbox import SandboxSms
 from serve_apps.rest import build_app
 from serve_apps.services import RestSettings, Services
@@ -253,8 +253,8 @@ class EmptyReads:
 class World:
     """All the memory parts, and the application over them."""
 
-    def __init__(self, **settings: Any) -> None:
-        self.clock = ManualClock()
+    def __init__(self, clock: Any = None, **settings: Any) -> None:
+        self.clock = clock or ManualClock()
         self.entropy = CountedEntropy()
         self.accounts = MemoryAccounts(self.clock, self.new_id)
         self.sessions = MemorySessions()
@@ -265,6 +265,7 @@ class World:
         self.broker = RecordingBroker()
         self.router: Any = ScriptedRouter()
         self.reads: Any = EmptyReads()
+        self.reader: Any = self.reads
         self.checks: dict[str, Any] = {}
         self.settings = RestSettings(otp_pepper=b"p" * 32, webhook_secret=b"w" * 32, **settings)
 
@@ -279,7 +280,7 @@ class World:
             verifier=self.tokens,
             tokens=self.tokens,
             read_models=self.reads,
-            reader=self.reads,
+            reader=self.reader,
             otp=self.otp,
             limiter=self.limiter,
             outbox=self.outbox,
@@ -297,8 +298,6 @@ class World:
 
     async def login(self, phone: str) -> tuple[User, dict[str, str]]:
         """A user with a live session, and the header that speaks for them."""
-        from domain.ports import Device
-
         user, _ = await self.accounts.find_or_create(phone, "en")
         session = DeviceSession(self.new_id(), user.id, Device("d", "d", "d"), self.clock.now_ms(), self.clock.now_ms())
         await self.sessions.open(session, self.entropy(32), self.clock.now_ms() + 10**10)
