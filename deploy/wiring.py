@@ -8,11 +8,6 @@ from typing import Any, Final
 import ray
 import uuid_utils
 from ray import serve
-from storage.accounts import SqlAccounts
-from storage.facts import SqlFacts
-from storage.partition_log import SqlPartitionLog, SqlStreamReader
-from storage.read_models import SqlReadModels
-from storage.sessions import SqlSessions
 
 from actors.host import Host, HostSettings
 from actors.membership import HostMember, PlacementService
@@ -27,9 +22,14 @@ from gateway.settings import GatewaySettings
 from serve_apps.integrations.sandbox import SandboxSms
 from serve_apps.rest import build_app
 from serve_apps.services import RestSettings, Services
+from storage.accounts import SqlAccounts
 from storage.broker import NatsBroker
 from storage.cache import RedisOtp, RedisOutbox, RedisRateLimiter, RedisServer
 from storage.engine import Database
+from storage.facts import SqlFacts
+from storage.partition_log import SqlPartitionLog, SqlStreamReader
+from storage.read_models import SqlReadModels
+from storage.sessions import SqlSessions
 from storage.tokens import JwtIssuer, JwtVerifier, SigningKeys
 
 START_LIMIT_S: Final = 60.0
@@ -190,7 +190,7 @@ def rest_application(settings: Settings) -> Any:
     outbox = RedisOutbox(redis)
     services = Services(
         router=at.router,
-        accounts=SqlAccounts(at.database),
+        accounts=SqlAccounts(at.database, at.clock, new_id),
         sessions=sessions,
         verifier=verifier,
         tokens=JwtIssuer(keys),
@@ -248,7 +248,7 @@ def rest_deployment(settings: Settings) -> serve.Application:
     class Rest:
         pass
 
-    return Rest.bind()
+    return Rest.bind()  # type: ignore[attr-defined, no-any-return]
 
 
 def secret(settings: Settings, name: str) -> bytes:
