@@ -30,7 +30,10 @@ def start_payment(turn: OrderTurn, wish: StartPayment) -> None:
     milestone = state.milestone(wish.milestone)
     if milestone is None or wish.milestone != due:
         raise invalid("milestone", "not_due", f"milestone {due} is the one to be paid now")
-    running = next((p for p in state.payments if p.milestone == due and p.status == "processing"), None)
+    recent = turn.now - policy.payment_patience_ms
+    running = next(
+        (p for p in state.payments if p.milestone == due and p.status == "processing" and p.at > recent), None
+    )
     if running is not None:
         raise turn.conflict("a payment for this milestone is being processed", payment_id=running.id)
     if len(state.payments) >= policy.payments_max:
@@ -264,7 +267,6 @@ def _cancel_paid(turn: OrderTurn, wish: Cancel) -> None:
         fee=fee,
         currency=contract.currency,
     )
-    turn.release_visits()
     turn.tell(event, "The order was cancelled.")
     for n in sorted(begun):
         if turn.state.escrow(n) and not turn.state.held_on(n):

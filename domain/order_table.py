@@ -163,7 +163,7 @@ def row(
 # fmt: off
 TABLE: Final = (
     # command                 from                          to                       who     payload           decide              when
-    row("create",             NEW,                          "draft open",            "C",    Create,           create),
+    row("create",             NEW,                          "draft open",            "C",    Create,           create,             listed=False),
     row("publish",            "draft",                      "open",                  "C",    Nothing,          publish),
     row("submit_quote",       "open",                       SAME,                    "BW",   SubmitQuote,      submit_quote,       may_quote),
     row("withdraw_quote",     "open",                       SAME,                    "BW",   QuoteRef,         withdraw_quote,     has_live_quote),
@@ -205,6 +205,11 @@ TABLE: Final = (
 # fmt: on
 
 ROWS: Final = {entry.command: entry for entry in TABLE}
+
+CLIENT_COMMANDS: Final = frozenset(
+    r.command for r in TABLE if r.listed and r.who & {"customer", "worker", "bidder", "ops"}
+)
+"""What clients may send as commands. `create` and `start_payment` have routes of their own."""
 
 PLANNED: Final = frozenset(
     {

@@ -1,7 +1,7 @@
 """One command's turn on an order: what the decide functions read, and where they put what follows from the command."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ from domain.commands import SYSTEM, Command
 from domain.errors import Code, Refusal, Refused
 from domain.ids import derived_uuid7
 from domain.order_evolve import evolve
-from domain.order_state import OrderState, Role, Side, Visit
+from domain.order_state import ON_THE_WAY, OrderState, Role, Side
 from domain.policy import Policy
 from domain.times import rfc3339
 
@@ -45,8 +45,6 @@ class OrderTurn:
         self._start = state
         self._events: list[ev.AnyEvent] = []
         self._related: list[Command] = []
-        self._claims: list[str] = []
-        self._releases: list[str] = []
         self._refusal: Refused | None = None
 
     @property
@@ -65,8 +63,9 @@ class OrderTurn:
         return worker_id
 
     def decision(self) -> Decision[ev.AnyEvent]:
-        claims = tuple(self._claims)
-        releases = tuple(key for key in self._releases if key not in claims)
+        """What follows from the command. Keys are claimed and released by what visits hold before and after it."""
+        before, after = held_keys(self._start, self.policy), held_keys(self.state, self.policy)
+        claims, releases = tuple(sorted(after - before)), tuple(sorted(before - after))
         return Decision(self._events, self._related, claims, releases, self._refusal)
 
     def emit(
@@ -86,19 +85,6 @@ class OrderTurn:
         self.state = evolve(self.state, event)
         self._events.append(event)
         return event
-
-    def claim(self, keys: Iterable[str]) -> None:
-        self._claims.extend(keys)
-
-    def release(self, keys: Iterable[str]) -> None:
-        self._releases.extend(keys)
-
-    def release_visits(self) -> None:
-        """Give back whatever the order's visits hold of the worker's time, as it was before this turn."""
-        worker_id = self._start.worker_id
-        for visit in self._start.visits:
-            if worker_id is not None:
-                self.release(visit_keys(worker_id, visit, self.policy))
 
     def conversation(self, conversation_id: str, name: str, payload: dict[str, Any]) -> None:
         """Send a command to a conversation of this order, in the same turn."""
@@ -161,9 +147,13 @@ def trip_key(worker_id: str) -> str:
     return f"trip:{worker_id}"
 
 
-def visit_keys(worker_id: str, visit: Visit, policy: Policy) -> tuple[str, ...]:
-    """All keys that a visit holds in its present status."""
-    if visit.status not in CLAIMING:
-        return ()
-    calendar = slot_keys(worker_id, visit.start, visit.end, policy.slot_unit_ms)
-    return (*calendar, trip_key(worker_id)) if visit.status in ("en_route", "arrived") else calendar
+def held_keys(state: OrderState, policy: Policy) -> set[str]:
+    """All that the order's visits hold of the hired worker's time: quarter hours, and their one trip."""
+    keys: set[str] = set()
+    for visit in state.visits:
+        if state.worker_id is None or visit.status not in CLAIMING:
+            continue
+        keys.update(slot_keys(state.worker_id, visit.start, visit.end, policy.slot_unit_ms))
+        if visit.status in ON_THE_WAY:
+            keys.add(trip_key(state.worker_id))
+    return keys

@@ -5,7 +5,7 @@ from domain.errors import Refusal, invalid
 from domain.geo import distance_m
 from domain.order_commands import CheckIn, FixInput, OnVisit, ProposeSlot, VisitRef, wrong
 from domain.order_state import FINISHED, ON_THE_WAY, OrderState, Role, Visit
-from domain.order_turn import OrderTurn, slot_keys, trip_key, visit_keys
+from domain.order_turn import OrderTurn, held_keys, slot_keys
 from domain.policy import Policy
 from domain.times import epoch_ms, rfc3339
 
@@ -94,20 +94,15 @@ def confirm_slot(turn: OrderTurn, which: VisitRef) -> None:
         end=rfc3339(visit.end),
         replaces=replaced.id if replaced else None,
     )
-    if replaced is not None:
-        kept = slot_keys(turn.worker_id, visit.start, visit.end, policy.slot_unit_ms)
-        turn.release(key for key in visit_keys(turn.worker_id, replaced, policy) if key not in kept)
-    turn.claim(new_slot_keys(state, visit, policy))
     turn.tell(event, "The time of the visit is confirmed.")
 
 
 def new_slot_keys(state: OrderState, visit: Visit, policy: Policy) -> tuple[str, ...]:
     """The quarter hours of a slot that its order does not hold yet."""
-    worker_id, replaced = state.worker_id, state.visit_in("confirmed")
-    if worker_id is None:
+    if state.worker_id is None:
         return ()
-    held = visit_keys(worker_id, replaced, policy) if replaced else ()
-    return tuple(k for k in slot_keys(worker_id, visit.start, visit.end, policy.slot_unit_ms) if k not in held)
+    held = held_keys(state, policy)
+    return tuple(k for k in slot_keys(state.worker_id, visit.start, visit.end, policy.slot_unit_ms) if k not in held)
 
 
 def _judge_fix(turn: OrderTurn, fix: FixInput) -> None:
@@ -139,14 +134,12 @@ def start_trip(turn: OrderTurn, wish: OnVisit) -> None:
     if wish.fix is not None:
         _judge_fix(turn, wish.fix)
     event = turn.emit(ev.TripStarted, to="en_route", visit_id=visit.id)
-    turn.claim((trip_key(turn.worker_id),))
     turn.tell(event, "The worker is on the way.")
 
 
 def abort_trip(turn: OrderTurn, wish: OnVisit) -> None:
     visit = _known_visit(turn, wish.visit_id, *ON_THE_WAY)
     event = turn.emit(ev.TripAborted, to="scheduled", visit_id=visit.id, reason=wish.reason)
-    turn.release((trip_key(turn.worker_id),))
     turn.tell(event, "The trip was broken off.")
 
 
@@ -199,13 +192,11 @@ def _enter(turn: OrderTurn, visit: Visit) -> None:
         begins = next((m.n for m in state.milestones if m.status not in FINISHED and m.status == "funded"), None)
     event = turn.emit(ev.CheckedIn, to="in_progress", visit_id=visit.id, milestone=begins)
     if visit.status in ON_THE_WAY:
-        turn.release((trip_key(turn.worker_id),))
-    turn.tell(event, "The worker has checked in.")
+        turn.tell(event, "The worker has checked in.")
 
 
 def check_out(turn: OrderTurn, wish: OnVisit) -> None:
     visit = _known_visit(turn, wish.visit_id, "checked_in")
     later = turn.state.visit_in("confirmed") is not None
     event = turn.emit(ev.CheckedOut, to="scheduled" if later else "in_progress", visit_id=visit.id)
-    turn.release(visit_keys(turn.worker_id, visit, turn.policy))
     turn.tell(event, "The worker has checked out.")

@@ -114,7 +114,6 @@ def approve_completion(turn: OrderTurn, _: Nothing) -> None:
         refuse_held(turn, milestone.n)
         entries += releases(state, milestone.n, state.escrow(milestone.n))
     event = turn.emit(ev.Approved, to="approved", milestone=last.n, private=ev.Private(ledger=tuple(entries)))
-    turn.release_visits()
     turn.tell(event, "The work was approved.")
 
 

@@ -31,6 +31,8 @@ class Policy(msgspec.Struct, frozen=True):
 
     deposit_attempts_max: int = 5
     payments_max: int = 60
+    payment_patience_ms: int = 15 * MINUTE_MS
+    """After this long without a word from the rail another attempt may begin; should both succeed, one goes back."""
     rails: tuple[str, ...] = ("sandbox",)
     instant_refund_rails: tuple[str, ...] = ("sandbox",)
     """Rails that confirm a refund in the same breath; all others confirm with `refund_paid`."""

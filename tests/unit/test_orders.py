@@ -4,6 +4,7 @@ import pytest
 
 from domain.aggregate import Account
 from domain.errors import Code
+from domain.order_table import CLIENT_COMMANDS
 from domain.policy import CategoryPolicy, Policy
 from domain.times import DAY_MS, HOUR_MS, MINUTE_MS, rfc3339
 from tests.unit.order_world import ACTORS, BEN, EVE, ORDER, SITE, World, fix, make_id, profile, user
@@ -253,6 +254,23 @@ def test_the_same_payment_started_twice_is_one(world: World) -> None:
     assert other.code == Code.CONFLICT
 
 
+def test_a_silent_payment_can_be_tried_again_and_only_one_is_kept(world: World) -> None:
+    first, second = world.awarded().new_id(), world.new_id()
+    world.do("anna", "start_payment", payment_id=first, milestone=1, rail="sandbox")
+    world.now += 15 * MINUTE_MS
+    world.do("anna", "start_payment", payment_id=second, milestone=1, rail="sandbox")
+    world.held(first)
+    world.held(second)
+    funding = world.seen("anna")["funding"][0]
+    assert (world.state.state, funding["held"], funding["refunded"]) == ("funded", 50_000, 50_000)
+
+
+def test_clients_send_the_commands_of_the_protocol_and_no_others() -> None:
+    for name in ("create", "start_payment", "deposit_held", "deposit_timeout", "expire", "close"):
+        assert name not in CLIENT_COMMANDS
+    assert {"publish", "check_in", "decide_dispute", "rate", "cancel"} <= CLIENT_COMMANDS
+
+
 def test_a_deposit_of_another_amount_or_currency_is_not_taken(world: World) -> None:
     payment_id = world.awarded().new_id()
     world.do("anna", "start_payment", payment_id=payment_id, milestone=1, rail="sandbox")
@@ -437,6 +455,17 @@ def test_a_visit_after_the_check_in_keeps_the_work_going(world: World) -> None:
     assert here is not None
     world.do("ben", "check_out", visit_id=here.id)
     assert world.state.state == "scheduled"
+
+
+def test_overlapping_visits_of_one_order_share_their_quarter_hours(world: World) -> None:
+    """A second visit was confirmed inside the first one's slot: the order claimed what it held, and then gave it away."""
+    world.in_progress()
+    first = world.state.visits[0]
+    world.now = first.start - 2 * HOUR_MS
+    world.do("anna", "confirm_slot", visit_id=world.slot(first.start, 1))
+    assert len(world.claims) == len(set(world.claims)) == 8
+    world.do("ben", "check_out", visit_id=first.id)
+    assert len(world.claims) == 4
 
 
 # --- the work --------------------------------------------------------------------------------------------------------
