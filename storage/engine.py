@@ -32,6 +32,7 @@ from storage.tables import setting
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK: Final = "renoveasy.migrate"
+_DEADLOCK: Final = 1213
 _alembic = threading.Lock()
 
 
@@ -55,7 +56,7 @@ class WrongDatabase(Exception):
 
 
 class Contended(StoreUnavailable):
-    """A deadlock or a lock that was not to be had in time: the transaction was rolled back and may be tried again."""
+    """A deadlock: the transaction was rolled back and may be tried again at once."""
 
 
 class Database:
@@ -183,8 +184,7 @@ def _engine(
 def unavailable(error: DBAPIError) -> StoreUnavailable:
     """What an error of the connection or of its locks is called above the storage layer."""
     number = next(iter(error.orig.args), None) if error.orig is not None else None
-    kind = Contended if number in (1205, 1213) else StoreUnavailable
-    return kind(str(error.orig))
+    return (Contended if number == _DEADLOCK else StoreUnavailable)(str(error.orig))
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -25,9 +25,11 @@ class Prepared(NamedTuple):
 
     text: str
     names: tuple[str, ...]
+    constants: Mapping[str, Any]
 
     def row(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(values[name] for name in self.names)
+        """The parameters in order; those that are not given are constants that the dialect has put there."""
+        return tuple(values[name] if name in values else self.constants[name] for name in self.names)
 
 
 class Preparer:
@@ -71,7 +73,8 @@ class Preparer:
         compiled = statement.compile(dialect=self._dialect, column_keys=columns)
         names = tuple(compiled.positiontup or ())
         assert columns is None or list(names) == columns, f"{names} are not the columns of {table}"
-        return Prepared(str(compiled), names)
+        constants = {name: value for name, value in compiled.params.items() if value is not None}
+        return Prepared(str(compiled), names, constants)
 
 
 async def run(connection: AsyncConnection, statement: Prepared, rows: Sequence[tuple[Any, ...]]) -> None:
