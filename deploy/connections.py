@@ -1,0 +1,87 @@
+"""What every process of the platform needs, opened in one order and closed in the other."""
+
+import os
+import time
+from pathlib import Path
+
+import uuid_utils
+
+from actors.router import BrokerRouter
+from deploy.settings import Settings
+from deploy.telemetry import RayMetrics, configure_logging
+from domain.channels import REVOKED_SUBJECT
+from domain.ports import Received
+from storage.broker import NatsBroker
+from storage.engine import Database
+from storage.sessions import SqlSessions
+from storage.tokens import JwtVerifier, SigningKeys
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+
+def new_id() -> str:
+    """A UUIDv7 of now."""
+    return str(uuid_utils.uuid7())
+
+
+class Connections:
+    """What every process of the platform needs: logs, metrics, the database and the broker."""
+
+    def __init__(self, settings: Settings, process: str) -> None:
+        configure_logging(process, settings.logs_dir, settings.log_level)
+        self.settings = settings
+        self.clock = SystemClock()
+        self.metrics = RayMetrics(process)
+        self.database = Database(settings.database_url)
+        self.broker = NatsBroker(settings.nats_url, settings.namespace, process)
+        self.router = BrokerRouter(self.broker, self.clock, self.metrics)
+
+    async def open(self) -> None:
+        await self.database.check()
+        await self.broker.start()
+
+    async def close(self) -> None:
+        await self.broker.close()
+        await self.database.close()
+        self.metrics.close()
+
+    def verifier(self, sessions: SqlSessions) -> JwtVerifier:
+        return JwtVerifier(SigningKeys.open(keys_folder(self.settings)), sessions, self.clock)
+
+
+def keys_folder(settings: Settings) -> Path:
+    return settings.data_dir / "keys"
+
+
+def secret(settings: Settings, name: str) -> bytes:
+    """32 random bytes that all processes share, made at first use with mode 0600."""
+    path = keys_folder(settings) / name
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
+    try:
+        if not path.exists():
+            draft.touch(mode=0o600)
+            draft.write_bytes(os.urandom(32))
+            os.link(draft, path)
+    except FileExistsError:
+        pass
+    finally:
+        draft.unlink(missing_ok=True)
+    return path.read_bytes()
+
+
+async def forget_revoked(broker: NatsBroker, verifier: JwtVerifier) -> None:
+    """A revoked session is refused from the moment it is announced, not when the verifier next asks the database."""
+
+    def told(received: Received) -> None:
+        verifier.forget(received.data.decode(errors="replace"))
+
+    await broker.subscribe(REVOKED_SUBJECT, told)

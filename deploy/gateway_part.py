@@ -1,0 +1,41 @@
+"""A gateway, put together."""
+
+import uuid_utils
+
+from deploy.connections import Connections, forget_revoked, new_id
+from deploy.settings import Settings
+from gateway.server import GatewayServer
+from gateway.settings import GatewaySettings
+from storage.partition_log import SqlStreamReader
+from storage.read_models import SqlReadModels
+from storage.sessions import SqlSessions
+
+
+class GatewayPart:
+    """A gateway with its connections."""
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self._connections = at = Connections(settings, name)
+        self.identity = f"{name}-{uuid_utils.uuid7().hex[-12:]}"
+        self._verifier = at.verifier(SqlSessions(at.database))
+        self._server = GatewayServer(
+            GatewaySettings(host=settings.bind, port=settings.ws_port, name=name),
+            at.router,
+            at.broker,
+            SqlStreamReader(at.database),
+            SqlReadModels(at.database),
+            self._verifier,
+            at.clock,
+            new_id,
+            at.metrics,
+        )
+
+    async def start(self) -> dict[str, int]:
+        await self._connections.open()
+        await forget_revoked(self._connections.broker, self._verifier)
+        return {"websocket": await self._server.start()}
+
+    async def stop(self) -> None:
+        await self._server.drain()
+        await self._server.stop()
+        await self._connections.close()
