@@ -53,7 +53,7 @@ def run_demo(addresses: Addresses, pairs: int = 2, fast: bool = False, seed: int
 def script_of(seed: int, fast: bool) -> Script:
     """One pair's part: about 25 s to watch, or about 5 s."""
     if fast:
-        return Script(seed=seed, chatter=1, fixes=8, fix_s=0.25, speed_mps=40.0)
+        return Script(seed=seed, chatter=1, fixes=14, fix_s=0.25, speed_mps=40.0)
     return Script(seed=seed, chatter=2, talk_s=0.7, fixes=24, fix_s=0.5, speed_mps=35.0)
 
 
@@ -97,8 +97,8 @@ async def _answering(http: httpx.AsyncClient, addresses: Addresses) -> None:
     except httpx.TransportError as error:
         reason = str(error) or type(error).__name__
         raise NotRunning(
-            f"no platform answers at {addresses.rest} ({reason}); start one with `make up` or `renoveasy up`, "
-            "or name another address with --url"
+            f"no platform answers at {addresses.rest} ({reason}); start one with `make up` or `renoveasy up`; "
+            "one with other settings is found by its RENOVEASY_DATA_DIR"
         ) from None
     if ready.status_code != 200:
         raise NotRunning(f"what answers at {addresses.rest} is not ready: {ready.status_code} at /health/ready")
@@ -153,6 +153,8 @@ def _road(scene: Scene) -> Text:
     """The way to the site, as the customer sees it."""
     if scene.left_m is None or not scene.trip_m:
         return Text("the worker has not set out", style="dim")
+    if scene.left_m == 0:
+        return Text.assemble(("━" * (_ROAD_CELLS + 1), "yellow"), ("▣ ", "bold"), "at the site")
     done = round(_ROAD_CELLS * (1 - min(1.0, scene.left_m / scene.trip_m)))
     eta = f", {scene.eta_s:.0f} s" if scene.eta_s is not None else ""
     road = "━" * done + "●" + "─" * (_ROAD_CELLS - done)

@@ -68,10 +68,24 @@ JOBS: Final = (
     ("tiling", "Bathroom floor tiles", "About six square metres of floor tiles in the bathroom; old ones are out already."),
 )  # fmt: skip
 NAMES: Final = (("Lin", "Wang"), ("Mei", "Chen"), ("Anna", "Karim"), ("Jun", "Zhao"), ("Sara", "Liu"), ("Tom", "Yang"))
-TALK: Final = (
-    "Hello! Could you come this week?", "Yes, I have time. Is there parking nearby?", "In the yard, just ring the bell.",
-    "Good. I will bring all material.", "Do you need anything prepared?", "Only some free space, thank you.",
-)  # fmt: skip
+TALKS: Final = {
+    "talk about the quote": (
+        "Hello! Could you come this week?", "Yes. Is there parking nearby?", "In the yard, just ring the bell.",
+        "Good. I will bring all material.", "Does your price include it?", "It does, and the waste too.",
+    ),
+    "talk about the visit": (
+        "Do you need anything prepared?", "Only some free space, thank you.", "I will move the shelf, then.",
+        "Perfect. I am on time, traffic allowing.", "Which entrance will you take?", "The one at the yard.",
+    ),
+    "talk at the site": (
+        "Everything to hand?", "Yes. It will be a bit noisy now.", "No problem, the neighbours know.",
+        "Would you like to see how it goes?", "Gladly, in a minute.", "I will leave the door open.",
+    ),
+    "say goodbye": (
+        "It looks great, thank you!", "My pleasure. Call me if anything is wrong.", "I will. Safe trip home!",
+        "Thank you, and good luck!", "I have told my neighbours.", "That is kind of you.",
+    ),
+}  # fmt: skip
 
 
 def phone_number(seed: int, person: int) -> str:
@@ -106,7 +120,6 @@ class Story:
         self._quote_id = str(uuid.uuid4())
         self._visit_id = str(uuid.uuid4())
         self._trip_m = _NEAR_M + script.fixes * script.fix_s * script.speed_mps
-        self._said = 0
 
     async def run(self) -> None:
         """Raises StoryError at the first thing that is not as promised."""
@@ -145,7 +158,7 @@ class Story:
             wish = {"quote_id": self._quote_id, "rev": 1}
             await self._refused(customer, "accept_quote", wish, "version_conflict", stale)
             await self._command(customer, "accept_quote", wish, "awarded", version=self.scene.version)
-            await worker.follow(self._order_channel, self._on_order)
+            await worker.follow(self._order_channel)
         async with self._step("pay the deposit"):
             await self._pay(1, "order.funded", "funded")
         async with self._step("agree on a time"):
@@ -254,18 +267,17 @@ class Story:
     async def _talk(self, name: str) -> None:
         """Each side speaks in turn; the other sees them type, receives the message, and acknowledges it."""
         async with self._step(name):
+            lines = itertools.cycle(TALKS[name])
             for _ in range(self.script.chatter):
-                await self._exchange(self.customer, self.worker)
-                await self._exchange(self.worker, self.customer)
+                await self._exchange(self.customer, self.worker, next(lines))
+                await self._exchange(self.worker, self.customer, next(lines))
             self.scene.typing = ""
 
-    async def _exchange(self, speaker: Person, listener: Person) -> None:
+    async def _exchange(self, speaker: Person, listener: Person, text: str) -> None:
         await speaker.send({"type": "typing", "conversation_id": self.conversation_id, "on": True})
         if self.script.talk_s:
             self.scene.typing = speaker.name
             await asyncio.sleep(self.script.talk_s)
-        text = TALK[self._said % len(TALK)]
-        self._said += 1
         message = await speaker.say(self.conversation_id, text, self._next_entry())
         heard = await listener.feeds[self._chat_channel].until(
             f"message {message.id}", lambda event: event.get("message_id") == message.id, self.script.patience_s
@@ -378,8 +390,11 @@ class Story:
             self.scene.left_m = distance_m(event["lat"], event["lon"], *self._site)
             self.scene.eta_s = event.get("eta_s")
             self._tell(f"position: {self.scene.left_m:.0f} m left")
-        elif "offset" in event and event["version"] > self.scene.version:
-            self.scene.state, self.scene.version = event["state"], event["version"]
+        elif "offset" in event:
+            if event["version"] > self.scene.version:
+                self.scene.state, self.scene.version = event["state"], event["version"]
+            if event["type"] == "order.arrived":
+                self.scene.left_m, self.scene.eta_s = 0.0, None
             self._tell(f"{event['type']} -> {event['state']} (version {event['version']})")
 
     def _on_chat(self, event: Event) -> None:
