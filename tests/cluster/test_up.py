@@ -40,6 +40,11 @@ def answers(platform: Platform) -> bool:
         return False
 
 
+def connects(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
 
@@ -111,7 +116,7 @@ def test_a_crashed_server_comes_back_on_its_port(platform: Platform, role: str) 
     os.kill(before, signal.SIGKILL)
     assert eventually(lambda: platform.pids(role).get(role, before) != before, 15)
     port = next(entry["ports"][role] for entry in platform.processes() if entry["role"] == role)
-    assert eventually(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 5)
+    assert eventually(lambda: connects(port), 5)
 
 
 def test_a_second_start_on_the_data_folder_is_told_who_has_it(platform: Platform) -> None:
@@ -147,15 +152,7 @@ def test_a_second_platform_comes_and_goes_without_the_first_one_noticing(platfor
         assert answers(second)
         assert not {port for _, port in listening(platform)} & {port for _, port in listening(second)}
 
-        tree = second.tree()
-        began = time.monotonic()
-        assert second.stop(signal.SIGINT) == 0
-        assert time.monotonic() - began < 20
-        assert alive(tree) == []
-        assert sockets_in(second.run_dir) == []
-
         # The whole tree goes at once, as when power fails; the data folder is the same afterwards.
-        second.start()
         second.kill()
         second.start()
         assert answers(second)
@@ -176,6 +173,16 @@ def test_ctrl_c_while_starting_stops_what_was_started(tmp_path: Path) -> None:
     assert starting.stop(signal.SIGINT) == 0
     assert alive(tree) == []
     starting.close()
+
+
+def test_ctrl_c_stops_everything_within_20_s_and_leaves_nothing(platform: Platform) -> None:
+    """The last one with the shared platform, for it ends it."""
+    tree = platform.tree()
+    began = time.monotonic()
+    assert platform.stop(signal.SIGINT) == 0
+    assert time.monotonic() - began < 20
+    assert alive(tree) == []
+    assert sockets_in(platform.run_dir) == []
 
 
 # --- before it runs ----------------------------------------------------------------------------------------------

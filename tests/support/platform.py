@@ -21,7 +21,7 @@ import psutil
 
 from deploy.settings import from_environment
 
-READY_LIMIT_S = 120.0
+READY_LIMIT_S = 180.0  # about 20 s on two idle cores
 STOP_LIMIT_S = 40.0
 
 
@@ -109,6 +109,7 @@ class Platform:
 
     def launch(self) -> Self:
         """Start it and return at once."""
+        self._close_output()
         self._lines.clear()
         self._ready.clear()
         self._process = subprocess.Popen(
@@ -177,11 +178,14 @@ class Platform:
                 self.stop(signal.SIGTERM)
             except PlatformFailed:
                 self.kill()
-        if self._process is not None and self._process.stdout is not None:
-            self._process.stdout.close()
+        self._close_output()
         if self._temporary is not None:
             shutil.rmtree(self.run_dir, ignore_errors=True)
             self._temporary.cleanup()
+
+    def _close_output(self) -> None:
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
 
     def __enter__(self) -> Self:
         try:
