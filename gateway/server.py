@@ -7,6 +7,7 @@ so that neither a task nor a queue stands between the two.
 import asyncio
 import http
 import logging
+import struct
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -28,11 +29,34 @@ PATH = "/connection/websocket"
 LIVE_PATH = "/health/live"
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _MAX_FRAGMENTS = 1_024
+_DRAIN_EACH_S = 0.005
+"""Draining a few sessions need not take as long as draining thousands."""
 _FORGOTTEN = Request(PATH, Headers())
 """Stands in for every connection's handshake once that is over: headers cost kilobytes per idle session."""
 _SUBPROTOCOL = Subprotocol("centrifuge-json")
 
 log = logging.getLogger("renoveasy.gateway")
+
+
+class _Frames:
+    """Text frames of a server (RFC 6455, section 5.2). A fan-out frames the same message once, however many it goes to."""
+
+    __slots__ = ("_last", "_last_framed")
+
+    def __init__(self) -> None:
+        self._last = self._last_framed = b""
+
+    def framed(self, message: bytes) -> bytes:
+        if message is not self._last:
+            size = len(message)
+            if size < 126:
+                head = struct.pack("!BB", 0x81, size)
+            elif size < 65_536:
+                head = struct.pack("!BBH", 0x81, 126, size)
+            else:
+                head = struct.pack("!BBQ", 0x81, 127, size)
+            self._last, self._last_framed = message, head + message
+        return self._last_framed
 
 
 class WebSocketTransport(ServerConnection):
@@ -41,6 +65,7 @@ class WebSocketTransport(ServerConnection):
     peer: Connection | None = None
     _parts: list[bytes] | None = None
     _cut: asyncio.TimerHandle | None = None
+    _held_back = False
 
     @property
     def writable(self) -> bool:
@@ -51,30 +76,47 @@ class WebSocketTransport(ServerConnection):
             and self.transport.get_write_buffer_size() <= self.write_limit_high
         )
 
-    def write(self, frame: bytes) -> None:
-        """Send one text message."""
-        self.protocol.send_text(frame)
-        self.send_data()
-
     def close_with(self, code: int, reason: str) -> None:
         """Begin the closing handshake; a peer that does not answer in time is cut off."""
         if self.protocol.state is OPEN:
             self.protocol.send_close(code, reason)
             self.send_data()
+            self.resume_reading()
+        self._cut_later()
+
+    def _cut_later(self) -> None:
         if self._cut is None:
             self._cut = self.loop.call_later(self.close_timeout or 0, self.transport.abort)
 
     def pause_reading(self) -> None:
+        """Take no more commands, because too many are waiting."""
+        self._held_back = True
         self.transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if not self.transport.is_closing():
+        self._held_back = False
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if not (self._held_back or self.paused or self.transport.is_closing()):
             self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        """Who does not read is not read either: else pongs to a flood of pings would pile up without a bound."""
+        super().pause_writing()
+        self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._read_on()
         if self.peer is not None:
             self.peer.flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Once either side has begun to close, a peer that keeps the TCP connection open is cut off."""
+        super().data_received(data)
+        if self.protocol.state is not OPEN and self.peer is not None:
+            self._cut_later()
 
     def process_event(self, event: Event) -> None:
         if self.peer is None or not isinstance(event, Frame):
@@ -119,17 +161,25 @@ class WebSocketTransport(ServerConnection):
 class _Wire:
     """`connection.Transport` over a `WebSocketTransport`, whose own `close` is a coroutine of the library's."""
 
-    __slots__ = ("_socket", "pause_reading", "resume_reading", "write")
+    __slots__ = ("_frames", "_socket", "pause_reading", "resume_reading")
 
-    def __init__(self, socket: WebSocketTransport) -> None:
+    def __init__(self, socket: WebSocketTransport, frames: _Frames) -> None:
         self._socket = socket
-        self.write = socket.write
+        self._frames = frames
         self.pause_reading = socket.pause_reading
         self.resume_reading = socket.resume_reading
 
     @property
     def writable(self) -> bool:
         return self._socket.writable
+
+    def write(self, frame: bytes) -> None:
+        socket = self._socket
+        if socket.protocol.extensions:
+            socket.protocol.send_text(frame)
+            socket.send_data()
+        else:
+            socket.transport.write(self._frames.framed(frame))
 
     def close(self, code: int, reason: str) -> None:
         self._socket.close_with(code, reason)
@@ -157,7 +207,7 @@ class GatewayServer:
         self._settings = settings
         self._board = Switchboard(settings, router, broker, reader, read_models, verifier, clock, new_id, metrics)
         self._server: Server | None = None
-        self._draining = False
+        self._frames = _Frames()
 
     async def start(self) -> int:
         """Listen; returns the port.
@@ -191,16 +241,16 @@ class GatewayServer:
 
     async def drain(self) -> None:
         """Stop accepting, and disconnect everybody with 4001, spread over `drain_s`, each when its commands are answered."""
-        self._draining = True
         if self._server is not None:
             self._server.close(close_connections=False)
         board, steps = self._board, 20
         peers = list(board.peers)
+        pause_s = min(self._settings.drain_s, len(peers) * _DRAIN_EACH_S) / steps
         for step in range(steps):
             for peer in peers[step::steps]:
                 if not peer.busy:
                     peer.disconnect(codes.DRAINING)
-            await asyncio.sleep(self._settings.drain_s / steps)
+            await asyncio.sleep(pause_s)
         patience = board.clock.monotonic_s() + self._settings.ask_timeout_s
         while board.peers and board.clock.monotonic_s() < patience:
             for peer in list(board.peers):
@@ -212,7 +262,6 @@ class GatewayServer:
 
     async def stop(self) -> None:
         """Close every connection (3001, reconnect) and the listening socket; returns when all is gone."""
-        self._draining = True
         if self._server is None:
             return
         server, self._server = self._server, None
@@ -226,7 +275,7 @@ class GatewayServer:
         assert isinstance(socket, WebSocketTransport)
         socket.request = _FORGOTTEN
         socket.response = None
-        socket.peer = Connection(self._board, _Wire(socket))
+        socket.peer = Connection(self._board, _Wire(socket, self._frames))
         await socket.wait_closed()
 
     def _check(self, socket: ServerConnection, request: Request) -> Response | None:
@@ -240,7 +289,7 @@ class GatewayServer:
             return socket.respond(http.HTTPStatus.BAD_REQUEST, "a token belongs into the connect command\n")
         if any(origin not in self._settings.origins for origin in request.headers.get_all("Origin")):
             return socket.respond(http.HTTPStatus.FORBIDDEN, "origin not allowed\n")
-        if self._draining or len(self._board.peers) >= self._settings.max_sessions:
+        if len(self._board.peers) >= self._settings.max_sessions:
             response = socket.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "no room\n")
             response.headers["Retry-After"] = "1"
             return response

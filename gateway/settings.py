@@ -38,7 +38,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """A connection outlives its token by this much, so that a refresh may be a little late."""
     close_timeout_s: float = 5
     """For the closing handshake, before the socket is cut."""
-    ask_timeout_s: float = 5
+    ask_timeout_s: float = 4.5
+    """For an answer of a stream's owner; less than the SDKs' own 5 s, so that they hear of an unknown outcome from us."""
     drain_s: float = 5
     """Over how long draining spreads its disconnects."""
     tick_s: float = 0.5

@@ -101,6 +101,7 @@ class Switchboard:
         self._revocations = await self._broker.subscribe(REVOKED_SUBJECT, self._revoke)
         self._broker.on_reconnect(self._reconnected)
         self.spawn(self._keep_time())
+        self.spawn(self._sweep())
 
     async def stop(self) -> None:
         """End every task and every subscription; connections must be closed before."""
@@ -163,20 +164,32 @@ class Switchboard:
             self._wheel[key].append(peer)
 
     async def _keep_time(self) -> None:
+        """Nothing that fails here may stop the clock."""
         while True:
             await asyncio.sleep(self.settings.tick_s)
-            now_s = self.clock.monotonic_s()
-            current = int(now_s / self.settings.tick_s)
-            due = [key for key in self._wheel if key <= current]
-            self._turned = current
-            for key in sorted(due):
-                for peer in self._wheel.pop(key):
-                    if peer.due_key == key:
-                        peer.tick(now_s)
-            while self._revoked and now_s - next(iter(self._revoked.values())) > self.settings.revocation_memory_s:
-                del self._revoked[next(iter(self._revoked))]
-            await self.hub.sweep()
-            self._write_metrics()
+            try:
+                self._turn(self.clock.monotonic_s())
+                self._write_metrics()
+            except Exception:
+                log.exception("a tick of the gateway failed")
+
+    def _turn(self, now_s: float) -> None:
+        current = int(now_s / self.settings.tick_s)
+        self._turned = current
+        for key in sorted(key for key in self._wheel if key <= current):
+            for peer in self._wheel.pop(key):
+                if peer.due_key == key:
+                    peer.tick(now_s)
+        while self._revoked and now_s - next(iter(self._revoked.values())) > self.settings.revocation_memory_s:
+            del self._revoked[next(iter(self._revoked))]
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(self.settings.tick_s)
+            try:
+                await self.hub.sweep()
+            except Exception:
+                log.exception("a channel could not be let go")
 
     def _write_metrics(self) -> None:
         metrics = self.metrics

@@ -194,6 +194,22 @@ async def test_an_event_published_while_the_owner_is_asked_is_not_missed() -> No
         await until(lambda: transport.offsets == [1])
 
 
+async def test_who_is_expelled_between_the_answer_and_the_first_page_gets_nothing_from_after_it() -> None:
+    platform = FakePlatform()
+    platform.create(CHAT, USER)
+    await platform.post(CHAT, *numbered(1))
+    platform.read_delay_s = 0.02
+    async with Rig(platform) as rig:
+        connection, transport = await rig.connected()
+        say(connection, {"id": 2, "subscribe": {"channel": CHAT, "recover": True, "epoch": "e1"}})
+        await until(lambda: platform.reads)
+        await platform.leave(CHAT, USER)
+        await platform.post(CHAT, *numbered(3))
+        await until(lambda: any("unsubscribe" in reply.get("push", {}) for reply in transport.replies))
+        await asyncio.sleep(0.05)
+        assert transport.offsets == [1, 2]
+
+
 async def test_rows_that_a_replica_does_not_show_yet_are_waited_for() -> None:
     platform = FakePlatform()
     platform.create(CHAT, USER)

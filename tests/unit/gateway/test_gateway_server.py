@@ -225,6 +225,7 @@ async def test_a_frame_of_endless_fragments_is_refused(open_house: Open) -> None
     async def crumbs() -> AsyncIterator[str]:
         while True:
             yield " "
+            await asyncio.sleep(0)
 
     with pytest.raises(ConnectionClosed):
         await client.send(crumbs())
@@ -282,6 +283,40 @@ async def test_a_client_that_does_not_read_its_socket_is_cut_off_and_delays_nobo
             await asyncio.sleep(0.05)
     slow.transport.abort()
     await quick.close()
+
+
+async def test_a_flood_of_pings_whose_pongs_are_not_read_is_not_answered_without_a_bound(open_house: Open) -> None:
+    house = await open_house(ping_interval_s=0.5, pong_timeout_s=0.5)
+    attacker = socket.socket()
+    attacker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    attacker.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(attacker, ("127.0.0.1", house.port))
+    client = await house.connected(sock=attacker, max_queue=1)
+    client.transport.pause_reading()
+    pings = (b"\x89\xfd\0\0\0\0" + b"x" * 125) * 1_000
+    taken, idle = 0, 0
+    while idle < 50 and taken < 100_000_000 and not client.transport.is_closing():
+        if client.transport.get_write_buffer_size() < len(pings):
+            client.transport.write(pings)
+            taken, idle = taken + len(pings), 0
+        else:
+            idle += 1
+        await asyncio.sleep(0.001)
+    assert taken < 50_000_000
+    client.transport.abort()
+    await asyncio.sleep(0.01)
+
+
+async def test_who_begins_to_close_but_keeps_the_connection_is_cut_off(open_house: Open) -> None:
+    house = await open_house(close_timeout_s=0.1)
+    client = await house.connected()
+    client.transport.pause_reading()
+    client.transport.write(b"\x88\x82\0\0\0\0\x03\xe8")
+    async with asyncio.timeout(5):
+        while house.metrics.gauges.get("gateway_connections") != 0:
+            await asyncio.sleep(0.01)
+    client.transport.abort()
+    await asyncio.sleep(0.01)
 
 
 async def test_two_gateways_share_a_port(open_house: Open) -> None:
