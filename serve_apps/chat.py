@@ -23,6 +23,7 @@ from serve_apps.schemas import (
     SendMessage,
     Sent,
     Stream,
+    clamped,
 )
 from serve_apps.streams import attach, event_page, page_of
 
@@ -33,7 +34,7 @@ _MESSAGES_MOST = 200
 @endpoint("GET", "/v1/conversations", tag="conversations", rule=Rule.OWNER)
 async def list_conversations(call: Call, query: Listing) -> Body[Items[ConversationItem]]:
     """The caller's conversations, latest activity first."""
-    limit = min(query.limit, _LIST_MOST)
+    limit = clamped(query.limit, _LIST_MOST)
     page = await call.services.read_models.conversations(call.caller.user_id, query.cursor, limit)
     items = (msgspec.Raw(msgspec.json.encode(_item(row))) for row in page.items)
     return Body(page_of(items, page.next_cursor))
@@ -91,7 +92,7 @@ async def list_messages(call: Call, query: MessageQuery, conversation_id: str) -
     await attach(call, "conversation", conversation_id)
     if query.before is not None and query.after is not None:
         raise invalid("after", "invalid", "give before or after, not both")
-    limit = min(query.limit, _MESSAGES_MOST)
+    limit = clamped(query.limit, _MESSAGES_MOST)
     rows, cursor = await call.services.read_models.messages(
         conversation_id, before=query.before, after=query.after, limit=limit
     )

@@ -6,7 +6,7 @@ import msgspec
 
 from domain.times import rfc3339
 from serve_apps.endpoint import Call, Endpoint, Rate, Rule, endpoint
-from serve_apps.schemas import OutboxItem, OutboxItems, OutboxQuery
+from serve_apps.schemas import OutboxItem, OutboxItems, OutboxQuery, clamped
 
 _MOST = 1000
 
@@ -14,7 +14,7 @@ _MOST = 1000
 @endpoint("GET", "/dev/outbox", tag="dev", rule=Rule.DEV, rate=Rate.NONE)
 async def outbox(call: Call, query: OutboxQuery) -> OutboxItems:
     """What would have been sent, newest first."""
-    items = await call.services.outbox.items(query.to, min(query.limit, _MOST))
+    items = await call.services.outbox.items(query.to, clamped(query.limit, _MOST))
     return OutboxItems([msgspec.convert(_item(item), OutboxItem) for item in items])
 
 

@@ -24,6 +24,7 @@ from serve_apps.schemas import (
     Stream,
     TrackPoint,
     TrackQuery,
+    clamped,
 )
 from serve_apps.streams import accepted_events, attach, event_page, page_of
 
@@ -50,7 +51,7 @@ async def _seen(call: Call, order_id: str, accepted: Accepted) -> bytes:
 async def list_orders(call: Call, query: OrderQuery) -> Body[Items[OrderView]]:
     """The caller's orders in a role, latest activity first."""
     user = await call.user()
-    limit = min(query.limit, _LIST_MOST)
+    limit = clamped(query.limit, _LIST_MOST)
     page = await call.services.read_models.orders(user.id, query.role, query.state, query.cursor, limit)
     views = (_projected(body, call.actor, user) for body in page.items)
     return Body(page_of((msgspec.Raw(view) for view in views if view is not None), page.next_cursor))
@@ -96,7 +97,7 @@ async def order_events(call: Call, query: After, order_id: str) -> Body[Stream[E
 async def order_track(call: Call, query: TrackQuery, order_id: str) -> Items[TrackPoint]:
     """Recorded positions of the worker's trips, oldest first; of one visit, if it is named."""
     await attach(call, "order", order_id)
-    limit = min(query.limit, _TRACK_MOST)
+    limit = clamped(query.limit, _TRACK_MOST)
     positions = await call.services.read_models.positions(order_id, query.visit_id, limit)
     return Items([_point(position) for position in positions])
 

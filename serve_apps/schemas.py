@@ -27,11 +27,16 @@ Amount = Annotated[int, Meta(ge=0, le=10**13)]
 Latitude = Annotated[float, Meta(ge=-90, le=90)]
 Longitude = Annotated[float, Meta(ge=-180, le=180)]
 Offset = Annotated[int, Meta(ge=0, le=2**53)]
-Limit = Annotated[int, Meta(ge=1)]
+Limit = Annotated[int, Meta(description="How many at most; beyond what an endpoint gives, it gives what it can.")]
 Cursor = Annotated[str, Meta(min_length=1, max_length=512)]
 Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 
 T = TypeVar("T")
+
+
+def clamped(limit: int, most: int) -> int:
+    """The limit within 1 and `most`."""
+    return max(1, min(limit, most))
 
 
 class Items(msgspec.Struct, Generic[T]):

@@ -7,7 +7,7 @@ import msgspec
 from domain.channels import Kind, stream_name
 from domain.commands import Accepted, Attached
 from serve_apps.endpoint import Call
-from serve_apps.schemas import After
+from serve_apps.schemas import After, clamped
 
 MOST_EVENTS = 1000
 """Events in one page, however many are asked for."""
@@ -42,7 +42,7 @@ async def attach(call: Call, kind: Kind, stream_id: str) -> Attached:
 async def event_page(call: Call, kind: Kind, stream_id: str, query: After) -> bytes:
     """A page of a stream's events, for its members. `next_cursor` is null where the stream ended a moment ago."""
     attached = await attach(call, kind, stream_id)
-    limit = min(query.limit, MOST_EVENTS)
+    limit = clamped(query.limit, MOST_EVENTS)
     rows = await call.services.reader.read(stream_name(kind, stream_id), query.after, limit, _PAGE_BYTES)
     more = bool(rows) and rows[-1][0] < attached.head
     return page_of((with_offset(offset, data) for offset, data in rows), rows[-1][0] if more else None)

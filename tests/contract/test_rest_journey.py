@@ -197,6 +197,8 @@ async def test_events_are_paged_by_offset_without_a_hole_and_the_limit_is_clampe
     assert not any({"private", "hash"} & set(event) for event in seen)
     whole = await customer.get(path, limit=10**9)
     assert whole == {"items": seen, "next_cursor": None}
+    for low in (0, -5):
+        assert await customer.get(path, limit=low) == {"items": seen[:1], "next_cursor": 1}
     assert (await customer.get(path, after=len(seen)))["items"] == []
 
 

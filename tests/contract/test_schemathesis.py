@@ -1,4 +1,4 @@
-"""Schemathesis over the OpenAPI document: no 5xx, no status, media type or shape that the document does not name."""
+"""Schemathesis over the OpenAPI document: no 5xx, no answer that the document does not name, no bad input let in."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
+    negative_data_rejection,
     response_schema_conformance,
     status_code_conformance,
 )
@@ -22,7 +23,13 @@ from serve_apps.rest import ROUTES
 from tests.support.databases import migrated
 from tests.support.rest_server import RestServer
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    negative_data_rejection,
+]
 EXAMPLES = 20
 SCHEMA = schemathesis.openapi.from_dict(openapi(ROUTES))
 ENDS_THE_SESSION = {"logout"}

@@ -66,7 +66,7 @@ class RestServer:
 
     async def _furnish(self, platform: RestPlatform, app: Any) -> None:
         """Something behind every id: an order, a conversation with messages, a worker, a device session."""
-        customer, self.customer = await platform.login("+8613800000001")
+        _, self.customer = await platform.login("+8613800000001")
         worker, worker_auth = await platform.login("+8613800000002")
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://rest") as http:
             offer = {"skills": ["plumbing"], "base": {"lat": 1, "lon": 2}, "radius_m": 5000, "hourly_rate": 100}

@@ -83,7 +83,7 @@ async def test_a_body_without_an_announced_length_is_bounded_as_well() -> None:
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=-1", "limit=x", "limit=1.5", "limit=", "after=-1", "after=x", "after=9007199254740993",
+    ["limit=x", "limit=1.5", "limit=", "after=-1", "after=x", "after=9007199254740993",
      "limit=1&limit=2", "after=%ff", "limit=%00", "&" * 10 + "a=1&" * 100, "limit=NaN"],
 )  # fmt: skip
 async def test_bad_query_parameters_are_422_for_who_may_know_of_the_stream_and_404_for_others(query: str) -> None:
