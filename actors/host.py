@@ -10,7 +10,7 @@ import msgspec
 from actors.activation import MAILBOX, Activation, Item, Landed, landings
 from actors.batcher import Batcher
 from actors.group_commit import FENCED, GroupCommit, Partition, Pending
-from actors.kinds import RULES
+from actors.kinds import Kinds
 from actors.relay import Relay
 from actors.turn import ATTEMPTS, Broken, Lookup, Outcome, attempt
 from domain.aggregate import Need
@@ -72,6 +72,7 @@ class Host:
         broker: Broker,
         clock: Clock,
         metrics: Metrics,
+        kinds: Kinds,
     ) -> None:
         self.settings = settings
         self._log = partition_log
@@ -80,6 +81,7 @@ class Host:
         self._broker = broker
         self._clock = clock
         self._metrics = metrics
+        self._kinds = kinds
         self._decoder = msgspec.msgpack.Decoder(Request)
         self._encoder = msgspec.msgpack.Encoder()
         self.partitions: dict[int, Partition] = {}
@@ -91,7 +93,7 @@ class Host:
         self._loads: Batcher[str, Loaded] = Batcher(self._load_many)
         self._ids: Batcher[tuple[str, str], Landed] = Batcher(self._find_many)
         self._facts: Batcher[Need, Any] = Batcher(self._facts_many)
-        self._relay = Relay(broker, partition_log, metrics)
+        self._relay = Relay(broker, partition_log, kinds, metrics)
         self._commits = GroupCommit(self, partition_log, self._relay, clock, metrics, settings.flush_commands)
         self._positions: dict[str, list[Position]] = {}
 
@@ -259,7 +261,7 @@ class Host:
         activation = self.activations.get(stream)
         if activation is None:
             kind = stream.partition(":")[0]
-            activation = Activation(stream, stream_partition(stream), RULES[kind], self._clock.monotonic_s())
+            activation = Activation(stream, stream_partition(stream), self._kinds[kind], self._clock.monotonic_s())
             self.activations[stream] = activation
             activation.loading = self._spawn(self._load(activation))
             self._metrics.gauge("activations", len(self.activations))
@@ -290,14 +292,14 @@ class Host:
 
     async def _load_many(self, streams: Sequence[str]) -> dict[str, Loaded]:
         self._metrics.count("activation_loads", len(streams))
-        return await self._log.load(streams, {kind: rules.schema for kind, rules in RULES.items()})
+        return await self._log.load(streams, {kind: rules.schema for kind, rules in self._kinds.items()})
 
     async def _find_many(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Landed]:
         found = await self._log.find_commands(keys)
         return {
             key: landing
             for key, entries in found.items()
-            if (landing := landings(RULES[key[0].partition(":")[0]], entries).get(key[1])) is not None
+            if (landing := landings(self._kinds[key[0].partition(":")[0]], entries).get(key[1])) is not None
         }
 
     async def _facts_many(self, needs: Sequence[Need]) -> dict[Need, Any]:

@@ -1,11 +1,15 @@
 """The aggregates that hosts hold, by the kind of their streams."""
 
 from collections.abc import Mapping
-from typing import Any, Final
-
-from domain.orders import ORDERS
+from typing import Any
 
 from domain.aggregate import Rules
 from domain.chat import CHAT
+from domain.orders import OrderRules
 
-RULES: Final[Mapping[str, Rules[Any, Any]]] = {"conversation": CHAT, "order": ORDERS}
+Kinds = Mapping[str, Rules[Any, Any]]
+
+
+def kinds(pepper: bytes) -> Kinds:
+    """The rules of every kind; `pepper` is the platform's secret that goes into check-in codes."""
+    return {"conversation": CHAT, "order": OrderRules(pepper=pepper)}

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from actors.activation import Activation
-from actors.kinds import RULES
+from actors.kinds import Kinds
 from domain.channels import event_subject, user_subject
 from domain.commands import Delivery, Hint, Publication
 from domain.ports import Broker, BrokerUnavailable, Metrics, PartitionLog, StoreUnavailable, Takeover
@@ -45,9 +45,10 @@ class Progress(msgspec.Struct):
 class Relay:
     """Publishes at least once, in order per stream; consumers drop what they have seen, by stream and offset."""
 
-    def __init__(self, broker: Broker, partition_log: PartitionLog, metrics: Metrics) -> None:
+    def __init__(self, broker: Broker, partition_log: PartitionLog, kinds: Kinds, metrics: Metrics) -> None:
         self._broker = broker
         self._log = partition_log
+        self._kinds = kinds
         self._metrics = metrics
         self._encoder = msgspec.msgpack.Encoder()
         self._queue: deque[tuple[str, bytes]] = deque()
@@ -182,7 +183,7 @@ class Relay:
                 break
             runs: dict[str, list[Publication]] = {}
             for _, entry in page:
-                rules = RULES[entry.stream.partition(":")[0]]
+                rules = self._kinds[entry.stream.partition(":")[0]]
                 runs.setdefault(entry.stream, []).append(Publication(entry.offset, rules.publication(entry.body)))
             for stream, publications in runs.items():
                 self._deliver(stream, progress.published, publications)

@@ -3,8 +3,9 @@
 import uuid_utils
 
 from actors.host import Host, HostSettings
+from actors.kinds import kinds
 from actors.membership import HostMember, PlacementService
-from deploy.connections import Connections
+from deploy.connections import Connections, secret
 from deploy.settings import Settings
 from storage.facts import SqlFacts
 from storage.partition_log import SqlPartitionLog
@@ -26,6 +27,7 @@ class HostPart:
             at.broker,
             at.clock,
             at.metrics,
+            kinds(secret(settings, "check-in-pepper")),
         )
         self._member = HostMember(self._host, at.broker, at.clock, at.metrics)
 

@@ -63,7 +63,7 @@ def submit_quote(turn: OrderTurn, offer: SubmitQuote) -> None:
     live = [q for q in state.quotes if q.status == "submitted" and q.worker_id != worker_id]
     if len(live) >= turn.policy.quotes_active_max:
         raise turn.conflict(f"{len(live)} quotes are active, and that is the limit")
-    conversation_id = conversation_of(state.id, state.created_at, worker_id)
+    conversation_id = conversation_of(state, worker_id)
     lines = tuple(line.line() for line in offer.milestones)
     total = sum(line.amount for line in lines)
     event = turn.emit(

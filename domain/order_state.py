@@ -240,9 +240,12 @@ class OrderState(msgspec.Struct, frozen=True, omit_defaults=True):
         return held[-1] if held else "sandbox"
 
 
-def conversation_of(order_id: str, created_at: int, worker_id: str) -> str:
-    """The id of the customer's conversation with a worker about an order: always the same, in the order's partition."""
-    return derived_uuid7(created_at, f"{order_id}:{worker_id}", order_id)
+def conversation_of(state: OrderState, worker_id: str) -> str:
+    """The id of the customer's conversation with a worker about an order: always the same, in the order's partition.
+
+    The order's seed is in it: nobody can foretell the id and open a conversation of their own under it.
+    """
+    return derived_uuid7(state.created_at, f"{state.seed}:{state.id}:{worker_id}", state.id)
 
 
 def changed(items: tuple[Any, ...], item: Any, **fields: Any) -> tuple[Any, ...]:

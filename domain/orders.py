@@ -119,7 +119,7 @@ class OrderRules:
         return (AccountNeed(actor_id),) if command.name == "submit_quote" else ()
 
     def touches(self, state: OrderState, command: Command, parsed: Any) -> tuple[str, ...]:
-        ids = {conversation_of(state.id, state.created_at, w) for w in _card_readers(state, command, parsed)}
+        ids = {conversation_of(state, w) for w in _card_readers(state, command, parsed)}
         return tuple(sorted(stream_name("conversation", i) for i in ids))
 
     def claims(self, state: OrderState, command: Command, parsed: Any) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import msgspec
 import uuid_utils
 
 from actors.host import Host, HostSettings
+from actors.kinds import kinds
 from actors.router import BrokerRouter
 from domain.aggregate import Facts, Need
 from domain.commands import Accepted, Actor, Command, Delivery
@@ -109,6 +110,7 @@ class World:
             MemoryBroker(self.bus),
             self.clock,
             NoMetrics(),
+            kinds(b"pepper"),
         )
         self.hosts.append(host)
         self.logs.append(log)
