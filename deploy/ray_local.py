@@ -5,6 +5,7 @@ Ray 2.60 that the settings below answer to are said beside them.
 """
 
 import asyncio
+import logging
 import os
 import shlex
 import shutil
@@ -25,7 +26,10 @@ from deploy.settings import REPLICA_PORTS, Settings
 NAMESPACE: Final = "renoveasy"
 START_LIMIT_S: Final = 90.0
 STOP_LIMIT_S: Final = 8.0
+ATTEMPTS: Final = 3
 _SESSIONS_KEPT: Final = 3
+
+_log = logging.getLogger(__name__)
 
 
 def address(settings: Settings) -> str:
@@ -97,11 +101,24 @@ class RayHead:
         self._process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
-        """Returns when GCS and dashboard answer.
+        """Returns when Ray's daemons answer and this process is Ray's driver.
 
         Raises:
-            StartError: they do not, within `START_LIMIT_S`.
+            StartError: they did not, in `ATTEMPTS` attempts. `ray start` gives its raylet 30 s, which is written into
+                it and too little on a machine that is busy with other things.
         """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await self._spawn()
+                await asyncio.to_thread(self.connect)
+                return
+            except (StartError, ConnectionError, RuntimeError) as error:
+                reason = f"{error}".splitlines()[0]
+                _log.warning("attempt %d of %d to start Ray failed: %s", attempt, ATTEMPTS, error)
+            await self.stop()
+        raise StartError(f"Ray did not start ({reason}); its log is {self.log}:\n{last_lines(self.log)}")
+
+    async def _spawn(self) -> None:
         self._prepare()
         log = opened_log(self.log)
         try:
@@ -118,8 +135,10 @@ class RayHead:
         deadline = time.monotonic() + START_LIMIT_S
         wanted = (self.settings.ports.gcs, self.settings.dashboard_port, self.settings.ports.node_manager)
         while not all(_listens(port) for port in wanted):
-            if self._process.returncode is not None or time.monotonic() > deadline:
-                raise StartError(f"Ray did not start; its log is {self.log}:\n{last_lines(self.log)}")
+            if self._process.returncode is not None:
+                raise StartError(f"`ray start` ended with code {self._process.returncode}")
+            if time.monotonic() > deadline:
+                raise StartError(f"Ray's daemons did not answer within {START_LIMIT_S:g} s")
             await asyncio.sleep(0.1)
 
     def connect(self) -> None:
@@ -129,6 +148,7 @@ class RayHead:
         os.environ.update(self._environment)
         import ray
 
+        ray.shutdown()  # of an attempt that failed half-way
         ray.init(
             address=address(self.settings),
             namespace=NAMESPACE,

@@ -124,7 +124,6 @@ class _Up:
         with self._step("ray", f"head on 127.0.0.1:{settings.ports.gcs}"):
             stack.push_async_callback(self.ray.stop)
             await self.ray.start()
-            await asyncio.to_thread(self.ray.connect)
             self._write_runtime()
         with self._step("cluster", f"{settings.hosts} hosts, {settings.gateways} gateways, placement, REST"):
             await self._start_cluster()
