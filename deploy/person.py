@@ -171,15 +171,20 @@ class Person:
 
     async def disconnect(self) -> None:
         """Close the WebSocket; `reconnect` opens it again and recovers what was missed."""
+        transport = self._socket._conn
         await self._socket.disconnect()
+        if transport is not None:  # the SDK itself does not wait for the closing handshake
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(transport.wait_closed(), ANSWER_LIMIT_S)
 
     async def reconnect(self) -> None:
         await self._socket.connect()
         await self._socket.ready(ANSWER_LIMIT_S)
 
     async def leave(self) -> None:
+        """Close the WebSocket, if there is one."""
         if self._socket is not None:
-            await self._socket.disconnect()
+            await self.disconnect()
 
     async def _renew(self) -> str:
         grant = await self.rest("POST", "/v1/auth/refresh", {"refresh_token": self._refresh_token})

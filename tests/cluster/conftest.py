@@ -71,12 +71,14 @@ async def people(http: httpx.AsyncClient) -> AsyncIterator[People]:
     """Makes logged-in and connected people; the same `number` again is the same user on another device."""
     joined: list[Person] = []
     seed = secrets.randbits(24)
+    at_the_door = asyncio.Lock()
 
     async def join(at: Addresses, ledger: Ledger, number: int = 0, patience_s: float = 10.0) -> Person:
         phone = phone_number(seed + number, 0)
         person = Person(http, at, phone, f"Person {number}", ledger, patience_s)
         joined.append(person)
-        await person.log_in()
+        async with at_the_door:  # a phone has one code at a time
+            await person.log_in()
         await person.connect()
         return person
 

@@ -1,7 +1,6 @@
 """An order goes from login to rating through the public interfaces, with the official clients, on both databases."""
 
 import asyncio
-import sys
 
 import httpx
 import pytest
@@ -58,17 +57,12 @@ async def test_the_story_notices_what_was_lost_doubled_or_changed() -> None:
     assert differences(ledger, {"order:o": [event | {"offset": 2}]}), "a moved event"
 
 
-async def test_the_demo_plays_to_its_end(addresses: Addresses) -> None:
-    demo = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "deploy.cli", "demo", "--fast", "--url", addresses.rest, "--ws", addresses.ws,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    printed, _ = await asyncio.wait_for(demo.communicate(), 60)
-    text = printed.decode()
-    assert demo.returncode == 0, text
-    assert "2 of 2 from login to rating" in text
-    assert "all went well" in text
-    assert "position" in text
+def test_the_demo_plays_to_its_end(platform: Platform) -> None:
+    done = platform.renoveasy("demo", "--fast")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for said in ("2 of 2 from login to rating", "all went well", "position:", "order.awarded -> awarded"):
+        assert said in done.stdout, f"{said!r} is missing in:\n{done.stdout}{done.stderr}"
+    assert done.stderr == ""
 
 
 def test_the_demo_says_in_a_sentence_that_no_platform_runs(capfd: pytest.CaptureFixture[str]) -> None:
