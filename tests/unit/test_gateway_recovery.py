@@ -338,6 +338,27 @@ async def test_a_failed_subscription_leaves_nothing_behind() -> None:
         assert rig.board.hub.channels == []
 
 
+async def test_a_client_that_goes_while_its_token_is_checked_is_forgotten() -> None:
+    async with Rig() as rig:
+        connection = Connection(rig.board, FakeTransport())
+        say(connection, {"id": 1, "connect": {"token": rig.platform.token(USER, "sid")}})
+        await asyncio.sleep(0)
+        connection.lost()
+        await asyncio.sleep(0.05)
+        assert rig.board.hub._users == {}
+        assert rig.board._by_sid == {}
+
+
+async def test_line_ends_between_an_events_tokens_do_not_break_the_protocols_lines() -> None:
+    platform = FakePlatform()
+    platform.create(CHAT, USER).events.append(b'{\n  "text": "a\\nb"\r\n}')
+    async with Rig(platform) as rig:
+        _, transport = await rig.following(recover=True, epoch="e1", offset=0)
+        await platform.deliver(CHAT, Publication(2, b'{\n  "text": "c"\n}'))
+        await until(lambda: transport.offsets == [1, 2])
+        assert transport.replies[-1]["push"]["pub"]["data"] == {"text": "c"}
+
+
 async def test_a_session_revoked_while_it_connects_does_not_slip_in() -> None:
     async with Rig() as rig:
         transport = FakeTransport()
