@@ -7,7 +7,8 @@ import httpx
 import pytest
 
 from domain.errors import Code, Refusal
-from domain.ports import StoreUnavailable
+from domain.ports import MessageRow, StoreUnavailable
+from serve_apps.chat import message_view
 from serve_apps.services import RestSettings, check_settings
 from tests.support.rest_app import World
 
@@ -247,3 +248,12 @@ def test_settings_that_are_not_safe_are_refused_by_name(bad: dict[str, Any]) -> 
     good: dict[str, Any] = {"otp_pepper": b"p" * 32, "webhook_secret": b"w" * 32}
     with pytest.raises(ValueError, match=next(iter(bad))):
         check_settings(RestSettings(**(good | bad)))
+
+
+def test_a_deleted_message_is_shown_without_its_content_whatever_the_store_still_holds() -> None:
+    data = b'{"type":"message.posted","message_id":"m","by":"u","at":"t","text":"secret","attachments":["a"]}'
+    row = MessageRow(7, data, text="secret", deleted_at=0, reactions={"x": ("u",)})
+    shown = bytes(message_view(row))
+    assert b"secret" not in shown
+    assert b"attachments" not in shown
+    assert b'"deleted":true' in shown
