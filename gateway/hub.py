@@ -5,17 +5,19 @@ are handed to every session. A short tail per channel serves those who come back
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import msgspec
 
 from domain.channels import event_subject, user_subject
 from domain.commands import Attached, Delivery, Hint
 from domain.ids import partition_of
-from domain.ports import Broker, Clock, Metrics, Received, StreamReader, Subscription
+from domain.ports import Broker, BrokerUnavailable, Clock, Metrics, Received, StreamReader, Subscription
 from gateway.protocol import publication, push, push_prefix
 from gateway.recovery import Cursor, Event, Sink, encode_event
 from gateway.settings import GatewaySettings
@@ -26,10 +28,16 @@ _decode_delivery = msgspec.msgpack.Decoder(Delivery).decode
 _decode_hint = msgspec.msgpack.Decoder(Hint).decode
 
 
-def _noted(task: asyncio.Task[None]) -> None:
+def _noted(task: asyncio.Task[Any]) -> None:
     """A failed opening is told to whoever waits for it; nobody may be waiting any more."""
     if not task.cancelled():
         task.exception()
+
+
+async def stopped(subscription: Subscription) -> None:
+    """The subscription is over; a broker that is away has nothing to be told."""
+    with contextlib.suppress(BrokerUnavailable):
+        await subscription.stop()
 
 
 class HubChannel:
@@ -239,6 +247,7 @@ class Hub:
         task = self._partitions.get(partition)
         if task is None or (task.done() and (task.cancelled() or task.exception() is not None)):
             task = asyncio.create_task(self._broker.subscribe(user_subject(user_id), self._hinted))
+            task.add_done_callback(_noted)
             self._partitions[partition] = task
         await asyncio.shield(task)
         self._users.setdefault(user_id, set()).add(sink)
@@ -276,20 +285,20 @@ class Hub:
             del self._idle[name], self._channels[name]
             self._forget_tail(channel)
             if channel.subscription is not None:
-                await channel.subscription.stop()
+                await stopped(channel.subscription)
 
     async def close(self) -> None:
         """Stop following everything."""
         for task in self._partitions.values():
             if task.done() and not task.cancelled() and task.exception() is None:
-                await task.result().stop()
+                await stopped(task.result())
             else:
                 task.cancel()
         for channel in self.channels:
             if channel.opening is not None:
                 channel.opening.cancel()
             if channel.subscription is not None:
-                await channel.subscription.stop()
+                await stopped(channel.subscription)
         self._channels.clear()
         self._idle.clear()
         self._users.clear()

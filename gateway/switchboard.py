@@ -19,11 +19,12 @@ from domain.ports import (
     Router,
     StoreUnavailable,
     StreamReader,
+    Subscription,
     TokenVerifier,
 )
 from gateway import codes
 from gateway.codes import Disconnect
-from gateway.hub import Hub, HubChannel
+from gateway.hub import Hub, HubChannel, stopped
 from gateway.recovery import Cursor
 from gateway.settings import GatewaySettings
 
@@ -89,7 +90,7 @@ class Switchboard:
         self._resyncing: asyncio.Task[None] | None = None
         self._resync_again = False
         self._tasks: set[asyncio.Task[None]] = set()
-        self._revocations: Any = None
+        self._revocations: Subscription | None = None
         self._stopped = False
 
     async def start(self) -> None:
@@ -110,7 +111,8 @@ class Switchboard:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._revocations.stop()
+        if self._revocations is not None:
+            await stopped(self._revocations)
         await self.hub.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

@@ -19,7 +19,9 @@ from centrifuge import (
 from domain.errors import Code, Refusal
 from gateway.server import GatewayServer
 from gateway.settings import GatewaySettings
+from storage.broker import NatsBroker
 from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.servers import Nats
 
 ALICE = "0190a0a0-0000-7000-8000-00000000000a"
 BOB = "0190a0a0-0000-7000-8000-00000000000b"
@@ -116,8 +118,8 @@ Open = Callable[..., Any]
 async def open_house() -> AsyncIterator[Open]:
     houses: list[House] = []
 
-    async def build(**settings: Any) -> House:
-        platform = FakePlatform()
+    async def build(broker: Any = None, **settings: Any) -> House:
+        platform = FakePlatform(broker)
         platform.create(CHAT, ALICE, BOB)
         platform.create(JOB, ALICE)
         options = {"host": "127.0.0.1", "port": 0, "tick_s": 0.02} | settings
@@ -418,6 +420,35 @@ async def test_events_missed_while_the_broker_was_away_are_fetched(open_house: O
     await until(lambda: seen.offsets == [1, 2])
     await house.platform.post(CHAT, {"n": 3})
     await until(lambda: seen.offsets == [1, 2, 3])
+
+
+async def test_events_committed_while_nats_was_dead_are_fetched_and_new_subscriptions_wait_for_it(
+    open_house: Open,
+) -> None:
+    with Nats() as nats:
+        broker = await NatsBroker(nats.url).start()
+        house = await open_house(broker)
+        client, _ = await house.connected()
+        _, seen = await house.subscribed(client)
+        await house.platform.post(CHAT, {"n": 1})
+        await house.platform.hint(ALICE, {"type": "offer"})
+        await until(lambda: seen.offsets == [1])
+        await asyncio.to_thread(nats.kill)
+        await house.platform.post(CHAT, {"n": 2}, {"n": 3}, publish=False)
+        waiting = Recorder()
+        later = client.new_subscription(JOB, events=waiting, min_resubscribe_delay=0.05, max_resubscribe_delay=0.1)
+        await later.subscribe()
+        await until(lambda: waiting.of("error"))
+        assert waiting.of("error")[0].error.message == "unavailable"
+        await asyncio.to_thread(nats.restart)
+        await until(lambda: seen.offsets == [1, 2, 3])
+        await later.ready(10)
+        await house.platform.post(CHAT, {"n": 4})
+        await house.platform.post(JOB, {"n": 1})
+        await until(lambda: seen.offsets == [1, 2, 3, 4] and waiting.offsets == [1])
+        await client.disconnect()
+        await house.server.stop()
+        await broker.close()
 
 
 async def test_a_revocation_missed_while_the_broker_was_away_still_counts(open_house: Open) -> None:

@@ -124,8 +124,8 @@ class Stream:
 class FakePlatform:
     """Router, StreamReader, ReadModels and TokenVerifier in one. Tokens: `user/session/expiry in ms`."""
 
-    def __init__(self) -> None:
-        self.broker = LocalBroker()
+    def __init__(self, broker: Any = None) -> None:
+        self.broker = LocalBroker() if broker is None else broker
         self.streams: dict[str, Stream] = {}
         self.asked: list[Command | Query] = []
         self.signals: list[Signal] = []
