@@ -4,6 +4,7 @@ import time
 from typing import Any
 
 from actors.host import Host, HostSettings
+from actors.kinds import kinds
 from actors.router import BrokerRouter
 from domain.ids import PARTITIONS
 from domain.ports import NoMetrics
@@ -56,6 +57,7 @@ class RestPlatform(World):
             MemoryBroker(self._bus),
             self.clock,
             NoMetrics(),
+            kinds(b"pepper of the tests"),
         )
 
     async def start(self) -> "RestPlatform":
