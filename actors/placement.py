@@ -67,13 +67,16 @@ class Seen(msgspec.Struct):
 class Placement:
     """Who is alive and who owns what, as a pure state machine: time and news in, tables out.
 
-    It may die at any time and be replaced by an empty one: the fence in the log protects the data, not this table.
+    It may die at any time and be replaced by an empty one: the fence in the log protects the data, not this table. A new
+    one that hears of a host which owns something listens first, until all that live must have been heard: so nothing
+    moves because placement was replaced.
     """
 
     def __init__(self, version: int) -> None:
         self._version = version
         self._hosts: dict[str, Seen] = {}
-        self._table = Table(version, {})
+        self._table = Table(0, {})
+        self._listen_until_s = float("-inf")
 
     @property
     def table(self) -> Table:
@@ -85,10 +88,12 @@ class Placement:
 
     def heard(self, heartbeat: Heartbeat, now_s: float) -> bool:
         """Take in a heartbeat; True if the table changed. A new incarnation of a name replaces the old one."""
+        if not self._hosts and not self._table.version and heartbeat.owned:
+            self._listen_until_s = now_s + HEARTBEAT_S * MISSED
         before = self._hosts.get(heartbeat.name)
         self._hosts[heartbeat.name] = Seen(heartbeat, now_s)
         if before is None or before.heartbeat.incarnation != heartbeat.incarnation:
-            return self._recompute()
+            return now_s >= self._listen_until_s and self._recompute()
         return False
 
     def died(self, incarnation: str) -> bool:
@@ -96,7 +101,7 @@ class Placement:
         gone = [name for name, seen in self._hosts.items() if seen.heartbeat.incarnation == incarnation]
         for name in gone:
             del self._hosts[name]
-        return bool(gone) and self._recompute()
+        return bool(gone and self._table.version) and self._recompute()
 
     def tick(self, now_s: float) -> bool:
         """Drop the hosts whose heartbeats stopped; True if the table changed.
@@ -108,7 +113,8 @@ class Placement:
             if len(self._hosts) > 1:
                 del self._hosts[name]
                 dropped = True
-        return dropped and self._recompute()
+        listened = not self._table.version and bool(self._hosts) and now_s >= self._listen_until_s
+        return (dropped or listened) and self._recompute()
 
     def _recompute(self) -> bool:
         owners = {

@@ -98,8 +98,8 @@ class World:
     def heard(self, stream: str) -> list[int]:
         return [p.offset for d in self.deliveries if d.stream == stream for p in d.items]
 
-    async def host(self, name: str = "host-0", *, leased: bool = True, **limits: Any) -> Host:
-        """A running host that owns every partition as far as it knows."""
+    async def host(self, name: str = "host-0", *, leased: bool = True, assigned: bool = True, **limits: Any) -> Host:
+        """A running host that owns every partition as far as it knows (none, unless `assigned`)."""
         log = FaultyLog(MemoryPartitionLog(self.store))
         settings = HostSettings(name=name, incarnation=f"{name}-{uuid.uuid4().hex[:6]}", retry_s=0.01, **limits)
         host = Host(
@@ -117,7 +117,8 @@ class World:
         await host.start()
         if leased:
             host.leased(self.clock.monotonic_s() + 3_600)
-        await host.assign(range(PARTITIONS))
+        if assigned:
+            await host.assign(range(PARTITIONS))
         return host
 
     async def crash(self, host: Host) -> None:

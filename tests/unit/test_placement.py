@@ -66,6 +66,19 @@ def test_a_crash_moves_partitions_at_once_and_is_news_only_once() -> None:
     assert set(placement.table.owners) == {"host-1-1"}
 
 
+def test_a_new_placement_hears_everybody_who_owns_something_before_it_says_anything() -> None:
+    placement = Placement(7)
+    owning = [Heartbeat(f"host-{n}", f"host-{n}-1", 100, 512, 3) for n in range(2)]
+    assert not placement.heard(owning[0], 0.0)
+    assert placement.table.version == 0
+    assert not placement.tick(0.1)
+    assert not placement.heard(owning[1], 0.2)
+    placement.heard(owning[0], 0.6)
+    assert placement.tick(HEARTBEAT_S * MISSED)
+    assert placement.table.version > 7
+    assert set(placement.table.owners) == {"host-0-1", "host-1-1"}
+
+
 def test_repeated_heartbeats_change_nothing() -> None:
     placement = Placement(0)
     placement.heard(beat("host-0"), 0.0)
