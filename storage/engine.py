@@ -33,6 +33,8 @@ from storage.tables import setting
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK: Final = "renoveasy.migrate"
 _DEADLOCK: Final = 1213
+# On MariaDB a prepared insert takes all its rows in one binary packet: a quarter of the CPU of escaping them as text.
+_PREPARED: Final = 32
 _alembic = threading.Lock()
 
 
@@ -73,7 +75,9 @@ class Database:
         # Reads are single statements: without transactions around them they cost one round trip instead of three.
         self._readers = self._engine("AUTOCOMMIT", self.settings.readers, skip_autocommit_rollback=True)
         self._writers = self._engine(None if self.is_sqlite else "READ COMMITTED", self.settings.writers)
-        self._dedicated = self._engine(None if self.is_sqlite else "READ COMMITTED", 0)
+        self._dedicated = self._engine(
+            None if self.is_sqlite else "READ COMMITTED", 0, prepared=0 if self.is_sqlite else _PREPARED
+        )
         if self.is_sqlite:
             event.listen(self._writers.sync_engine, "begin", _begin_immediate)
             event.listen(self._dedicated.sync_engine, "begin", _begin_immediate)
@@ -146,12 +150,17 @@ class Database:
         await self._readers.dispose()
         await self._writers.dispose()
 
-    def _engine(self, isolation_level: str | None, pool_size: int, **options: Any) -> AsyncEngine:
-        return _engine(self.url, self.settings, isolation_level, pool_size, **options)
+    def _engine(self, isolation_level: str | None, pool_size: int, prepared: int = 0, **options: Any) -> AsyncEngine:
+        return _engine(self.url, self.settings, isolation_level, pool_size, prepared, **options)
 
 
 def _engine(
-    url: str, settings: DatabaseSettings, isolation_level: str | None, pool_size: int, **options: Any
+    url: str,
+    settings: DatabaseSettings,
+    isolation_level: str | None,
+    pool_size: int,
+    prepared: int = 0,
+    **options: Any,
 ) -> AsyncEngine:
     sqlite = make_url(url).get_backend_name() == "sqlite"
     if isolation_level is not None:
@@ -164,6 +173,7 @@ def _engine(
             "connect_timeout": settings.connect_timeout_s,
             "read_timeout": settings.statement_timeout_s,
             "charset": "utf8mb4",
+            "stmt_cache_size": prepared,
             "init_command": f"SET SESSION innodb_lock_wait_timeout = {settings.lock_wait_s}",
         }
     pool: dict[str, Any] = {"poolclass": NullPool}
