@@ -55,6 +55,7 @@ def rest_application(settings: Settings) -> Any:
         env=settings.env,
         rate_limits=settings.rate_limits_on,
         trusted_hops=1,
+        echo_request_id=False,
     )
 
     async def open_all() -> None:

@@ -211,6 +211,12 @@ CLIENT_COMMANDS: Final = frozenset(
 )
 """What clients may send as commands. `create` and `start_payment` have routes of their own."""
 
+
+def client_name(command: str) -> str:
+    """The name under which a client's command is looked up: what has a route of its own is no command to clients."""
+    return f"{command} (not for clients)" if command in ROWS and command not in CLIENT_COMMANDS else command
+
+
 PLANNED: Final = frozenset(
     {
         "late_deposit", "reschedule", "worker_no_show", "customer_no_show", "auto_approve_milestone", "request_rework",

@@ -12,6 +12,7 @@ from domain.channels import parse_channel
 from domain.commands import Accepted, Actor, Answer, Command, Query, Signal, Status
 from domain.errors import Code, Refusal, from_validation, invalid
 from domain.ids import is_uuid
+from domain.order_table import client_name
 from domain.times import rfc3339
 from domain.wire import ReceiptSet, WriteStatus, Written
 
@@ -79,7 +80,7 @@ def _order(envelope: OrderEnvelope, actor: Actor) -> Command:
     return Command(
         "order",
         envelope.order_id,
-        envelope.command,
+        client_name(envelope.command),
         actor,
         envelope.command_id,
         b"{}" if payload == b"null" else payload,

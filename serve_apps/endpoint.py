@@ -381,7 +381,7 @@ _DEFAULT_HEADERS: Final = (
 )
 
 
-def finish(services: Services) -> Callable[[Any, Any], Awaitable[None]]:
+def finish(services: Services, settings: RestSettings) -> Callable[[Any, Any], Awaitable[None]]:
     """A hook that gives every answer its request id and security headers, and counts it by operation and status.
 
     Metrics: `http_requests_<operation>_<status>`, and `http_seconds_<operation>` for what was answered without a problem.
@@ -393,7 +393,8 @@ def finish(services: Services) -> Callable[[Any, Any], Awaitable[None]]:
         headers = list(message.get("headers", ()))
         given = {name for name, _ in headers}
         headers.extend(item for item in _DEFAULT_HEADERS if item[0] not in given)
-        headers.append((b"x-request-id", request_id_of(scope).encode("ascii")))
+        if settings.echo_request_id:
+            headers.append((b"x-request-id", request_id_of(scope).encode("ascii")))
         message["headers"] = headers
         handler = scope.get("route_handler")
         operation = handler.opt.get("operation", "other") if handler is not None else "other"

@@ -7,6 +7,7 @@ import msgspec
 from domain.aggregate import Account, AccountNeed, Facts
 from domain.commands import Accepted, Actor
 from domain.errors import invalid
+from domain.order_table import client_name
 from domain.orders import ORDERS
 from domain.ports import Position, User
 from domain.times import rfc3339
@@ -77,7 +78,7 @@ async def command_order(call: Call, body: OrderCommand, order_id: str) -> Body[C
         await call.view("order", order_id)
         raise invalid("command_id", "required", "give the command an id, or send the header Idempotency-Key")
     accepted = await call.command(
-        "order", order_id, body.command, command_id, body.payload or {}, body.expected_version
+        "order", order_id, client_name(body.command), command_id, body.payload or {}, body.expected_version
     )
     answer: dict[str, Any] = {
         "order": msgspec.Raw(await _seen(call, order_id, accepted)),

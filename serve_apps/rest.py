@@ -41,7 +41,7 @@ def build_app(services: Services, settings: RestSettings) -> Litestar:
     app = RestApp(
         route_handlers=[route_of(row, services, settings) for row in ROUTES],
         exception_handlers={Exception: on_exception},
-        before_send=[finish(services)],
+        before_send=[finish(services, settings)],
         request_max_body_size=settings.max_body_bytes,
         cors_config=cors,
         openapi_config=None,

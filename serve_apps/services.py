@@ -84,6 +84,8 @@ class RestSettings:
     auth_per_ip_hour: int = 5
     requests_per_ip_minute: int = 100
     trusted_hops: int = 0
+    echo_request_id: bool = True
+    """Answer with `X-Request-Id`; off where the server in front of the application does it."""
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 256 * 1024
     ask_timeout_s: float = 5.0

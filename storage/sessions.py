@@ -43,12 +43,12 @@ class SqlSessions:
             if token is None or session is None:
                 return Refusal(Code.UNAUTHENTICATED)
             if session.revoked_at is not None:
-                return Refusal(Code.SESSION_REVOKED)
+                return Refusal(Code.SESSION_REVOKED, current=session.id)
             if token.spent_at is not None and now_ms - token.spent_at <= grace_ms:
                 return session, token.successor_sealed
             if token.spent_at is not None:
                 await _revoke(connection, [session.id], now_ms)
-                return Refusal(Code.SESSION_REVOKED)
+                return Refusal(Code.SESSION_REVOKED, current=session.id)
             if token.expires_at <= now_ms:
                 return Refusal(Code.UNAUTHENTICATED)
             spending = {"spent_at": now_ms, "successor_sealed": new_token_sealed, "successor_hash": new_hash}

@@ -4,7 +4,7 @@ import pytest
 
 from domain.aggregate import Account
 from domain.errors import Code
-from domain.order_table import CLIENT_COMMANDS
+from domain.order_table import CLIENT_COMMANDS, PLANNED, ROWS, client_name
 from domain.policy import CategoryPolicy, Policy
 from domain.times import DAY_MS, HOUR_MS, MINUTE_MS, rfc3339
 from tests.unit.order_world import ACTORS, BEN, EVE, ORDER, SITE, World, fix, make_id, profile, user
@@ -725,3 +725,11 @@ def test_another_workers_quote_is_answered_like_one_that_does_not_exist(world: W
     unknown = world.refused("eve", "withdraw_quote", quote_id=make_id(0x9999))
     assert foreign == unknown
     assert EVE not in str(foreign)
+
+
+def test_what_has_a_route_of_its_own_is_no_command_to_clients() -> None:
+    """A payment that is started as a plain command would be charged by nobody."""
+    for internal in ("create", "start_payment", "deposit_held", "payouts_confirmed"):
+        assert client_name(internal) not in ROWS
+    for public in CLIENT_COMMANDS | PLANNED | {"nonsense"}:
+        assert client_name(public) == public
