@@ -64,6 +64,8 @@ class Ledger(msgspec.Struct):
     """From a message's departure to its arrival at the other side's subscription."""
     positions: int = 0
     hints: int = 0
+    strangers: list[str] = []
+    """Error answers that have no code of the catalogue: the platform promises that there are none."""
     steps: list[Step] = []
 
     @property

@@ -237,13 +237,13 @@ class Person:
             raise UnansweredError(f"{method} {path}: {error!r}") from error
         if answer.is_success:
             return dict(answer.json()) if answer.content else {}
-        try:
-            problem = dict(answer.json())
-        except ValueError:  # a proxy whose backend is gone answers in its own words
-            problem = {"status": answer.status_code, "detail": answer.text[:200]}
+        problem = _problem(answer)
         code = str(problem.get("code", ""))
-        if code in _RETRYABLE or (not code and answer.status_code in (502, 503, 504)):
-            raise UnansweredError(f"{method} {path}: {answer.status_code} {problem}")
+        if not code:
+            # Not the platform's answer: something before it, such as a proxy whose backend is gone, spoke in its place.
+            self.ledger.strangers.append(f"{method} {path}: {answer.status_code} {answer.text[:200]}")
+        if not code or code in _RETRYABLE:
+            raise UnansweredError(f"{method} {path}: {answer.status_code} {problem or answer.text[:200]}")
         raise RefusedError(f"{method} {path}", code, problem)
 
     async def rpc(self, method: str, data: dict[str, Any]) -> dict[str, Any]:
@@ -359,3 +359,12 @@ def expect(what: str, true: bool, came: object) -> None:
     """Raises StoryError with what came, unless it is true."""
     if not true:
         raise StoryError(f"expected {what}; came: {came}")
+
+
+def _problem(answer: httpx.Response) -> dict[str, Any]:
+    """The problem document (RFC 9457) of an answer; empty where it is none."""
+    try:
+        problem = answer.json()
+    except ValueError:
+        return {}
+    return problem if isinstance(problem, dict) else {}
