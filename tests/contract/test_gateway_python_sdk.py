@@ -196,6 +196,19 @@ async def test_a_refresh_for_somebody_else_is_refused(open_house: Open) -> None:
     assert seen.of("disconnected")[0].code == 3500
 
 
+async def test_a_refresh_with_an_expired_token_lets_the_client_come_back_with_a_fresh_one(open_house: Open) -> None:
+    house = await open_house()
+    tokens = [house.platform.token(ALICE, "sid-a", life_s) for life_s in (1.1, -5, -5, 900)]
+
+    async def get_token() -> str:
+        return tokens.pop(0)
+
+    client, seen = await house.connected(token="", get_token=get_token)
+    await until(lambda: len(seen.of("connected")) == 2)
+    assert [ctx.code for ctx in seen.of("connecting")] == [0, 3005]
+    assert client.state is ClientState.CONNECTED
+
+
 async def test_a_subscriber_hears_every_event_with_its_offset(open_house: Open) -> None:
     house = await open_house()
     await house.platform.post(CHAT, {"type": "message.posted", "text": "before"})
@@ -479,11 +492,13 @@ async def test_who_left_hears_nothing_more(open_house: Open) -> None:
 async def test_a_worker_whose_contract_came_to_nothing_hears_nothing_more_of_the_order(open_house: Open) -> None:
     house = await open_house()
     house.platform.streams[JOB].members.add(BOB)
+    customers = [await house.subscribed((await house.connected(ALICE))[0], JOB) for _ in range(4)]
     client, _ = await house.connected(BOB)
     sub, _ = await house.subscribed(client, JOB)
     house.platform.streams[JOB].members.discard(BOB)
     await house.platform.post(JOB, {"type": "order.reopened", "by": ALICE, "state": "open"})
     await until(lambda: sub.state is SubscriptionState.UNSUBSCRIBED, 1)
+    assert all(customer.state is SubscriptionState.SUBSCRIBED for customer, _ in customers)
 
 
 async def test_unsubscribing_ends_it_and_subscribing_again_recovers(open_house: Open) -> None:
