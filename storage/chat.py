@@ -56,6 +56,7 @@ MessageEvent = MessageEdited | MessageDeleted | MessageReacted
 class ConversationChange(msgspec.Struct):
     """What the events of one flush change in one conversation. `active_at` is 0 where there were only receipts."""
 
+    first: int = 0
     offset: int = 0
     created_at: int = 0
     active_at: int = 0
@@ -74,7 +75,7 @@ def conversation_changes(entries: Iterable[Entry]) -> dict[str, ConversationChan
         identifier = entry.stream[len(CONVERSATION) :]
         change = changes.get(identifier)
         if change is None:
-            change = changes[identifier] = ConversationChange(created_at=entry.at)
+            change = changes[identifier] = ConversationChange(entry.offset, created_at=entry.at)
         change.offset = entry.offset
         if entry.type == POSTED:
             change.last_message = entry.body
@@ -141,7 +142,7 @@ def shown(body: bytes, change: MessageChange | None) -> bytes:
 
 def _conversation_upsert(new: Any, old: Any) -> list[tuple[str, Any]]:
     return [
-        ("order_id", sa.func.coalesce(old.order_id, new.order_id)),
+        ("order_id", sa.case((sa.func.length(new.order_id) > _ZERO, new.order_id), else_=old.order_id)),
         later(new, old, "updated_at"),
         ("last_message", sa.func.coalesce(new.last_message, old.last_message)),
         later(new, old, "offset"),
@@ -192,7 +193,19 @@ async def read_changes(
 async def write_changes(connection: AsyncConnection, sql: Preparer, changes: Mapping[str, ConversationChange]) -> None:
     """Write the changes of one flush: one row per conversation, one per member and one per message that it touched."""
     ordered = sorted(changes.items())
-    conversations = [(key, c.order_id, c.created_at, c.active_at, c.offset, c.last_message) for key, c in ordered]
+    # A conversation that exists has its order already. Empty text says so rather than NULL: MariaDB takes rows in bulk
+    # only where no column is NULL in all of them.
+    conversations = [
+        (
+            key,
+            c.order_id if c.first == 1 else c.order_id or "",
+            c.created_at,
+            c.active_at,
+            c.offset,
+            c.last_message,
+        )
+        for key, c in ordered
+    ]
     await run(connection, sql.upsert(t.conversation, _conversation_upsert), conversations)
     members = [
         (key, user, m.joined, m.left, m.read, m.delivered)
