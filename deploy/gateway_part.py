@@ -19,7 +19,7 @@ class GatewayPart:
         self.identity = f"{name}-{uuid_utils.uuid7().hex[-12:]}"
         self._verifier = at.verifier(SqlSessions(at.database))
         self._server = GatewayServer(
-            GatewaySettings(host=settings.bind, port=settings.ws_port, name=name),
+            GatewaySettings(host=settings.bind, port=settings.ws_port, name=name, origins=settings.origins),
             at.router,
             at.broker,
             SqlStreamReader(at.database),

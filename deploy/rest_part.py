@@ -7,6 +7,7 @@ from ray import serve
 
 from deploy import registry
 from deploy.connections import Connections, forget_revoked, keys_folder, new_id, secret
+from deploy.ray_local import keep_replica_inside
 from deploy.settings import Settings
 from serve_apps.integrations.sandbox import SandboxSms
 from serve_apps.rest import build_app
@@ -55,6 +56,7 @@ def rest_application(settings: Settings) -> Any:
         env=settings.env,
         rate_limits=settings.rate_limits_on,
         trusted_hops=1,
+        cors_origins=settings.origins,
         echo_request_id=False,
     )
 
@@ -78,6 +80,7 @@ def rest_deployment(settings: Settings) -> serve.Application:
     """The Serve application. It gets a builder and not an app: an app does not pickle."""
 
     def build() -> Any:
+        keep_replica_inside()
         return rest_application(settings)
 
     @serve.deployment(

@@ -75,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rest_replicas: int
     rate_limits: Literal["auto", "on", "off"]
     """`auto`: on in `prod`, lifted in `dev`."""
+    origins: tuple[str, ...]
+    """Web pages (`https://app.example.com`) whose scripts may use REST and WebSocket; empty: none. Apps send no origin."""
     log_level: Literal["debug", "info", "warning", "error"]
     namespace: str
     """Put before every NATS subject and Redis key, so that platforms can share servers; empty: nothing."""
@@ -203,6 +205,14 @@ def _namespace(text: str) -> str:
     return text
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    for origin in origins:
+        if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", origin):
+            raise _NotAllowedError("origins such as https://app.example.com, with commas between them")
+    return origins
+
+
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         try:
@@ -233,6 +243,7 @@ _FIELDS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "gateways": ("2", _whole(1, 256)),
     "rest_replicas": ("1", _whole(1, REPLICA_PORTS)),
     "rate_limits": ("auto", _one_of("auto", "on", "off")),
+    "origins": ("", _origins),
     "log_level": ("info", _one_of("debug", "info", "warning", "error")),
     "namespace": ("", _namespace),
     "ray_cpus": ("0", _whole(0, 1024)),

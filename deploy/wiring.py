@@ -45,7 +45,8 @@ def start_cluster(settings: Settings) -> Cluster:
     for number in range(settings.gateways):
         name = f"gateway-{number}"
         actors[name] = ray_actors.start(ray_actors.Gateway, settings, name, GatewayPart)
-    serve.start(http_options={"host": settings.bind, "port": settings.http_port}, proxy_location="HeadOnly")
+    # HAProxy listens where the settings say; everything behind it stays inside the machine.
+    serve.start(http_options={"host": "127.0.0.1", "port": settings.http_port}, proxy_location="HeadOnly")
     serve.run(rest_deployment(settings), name=REST, route_prefix="/")
     ray.get([actor.info.remote(START_LIMIT_S) for actor in actors.values()])
     return Cluster(actors)

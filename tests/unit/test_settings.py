@@ -50,6 +50,8 @@ def test_rate_limits_follow_the_environment_unless_they_are_set(env: str, limits
         ("BIND", "example.org", "an IPv4 address"),
         ("HOSTS", "0", "a whole number from 1 to 256"),
         ("NAMESPACE", "a.b", "up to 32 of a-z"),
+        ("ORIGINS", "app.example.com", "origins such as https://"),
+        ("ORIGINS", "https://a.example, *", "origins such as https://"),
         ("NATS_URL", "http://localhost:4222", "nats:// or tls://"),
         ("REDIS_URL", "localhost", "redis://"),
         ("DATABASE_URL", "postgres://x", "mysql+asyncmy://"),
@@ -88,3 +90,9 @@ def test_each_data_folder_has_run_folders_of_its_own_that_are_short_enough_for_s
     assert one.run_dir != two.run_dir
     for settings in (one, two):
         assert len(str(settings.run_dir / "h" / ("0" * 56) / "s.4194304.tmp")) <= 107
+
+
+def test_origins_are_a_list_and_none_by_default() -> None:
+    assert from_environment({}).origins == ()
+    given = from_environment({"RENOVEASY_ORIGINS": "https://a.example, http://localhost:5173"})
+    assert given.origins == ("https://a.example", "http://localhost:5173")
