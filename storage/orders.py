@@ -13,6 +13,7 @@ from storage import tables as t
 from storage.statements import Preparer, run
 
 ORDER: Final = "order:"
+RATED: Final = "order.rated"
 OVER: Final = ("closed", "cancelled", "expired")
 """The states in which nothing happens any more."""
 
@@ -34,8 +35,14 @@ class _Private(msgspec.Struct):
     ledger: tuple[Transaction, ...] = ()
 
 
+class _Rating(msgspec.Struct):
+    to: str
+    stars: int
+
+
 class _Event(msgspec.Struct):
     private: _Private | None = None
+    ratings: tuple[_Rating, ...] = ()
 
 
 _state_decoder = msgspec.json.Decoder(_OrderState)
@@ -69,25 +76,31 @@ class Line(NamedTuple):
 
 
 class OrderChanges(NamedTuple):
+    """`stars`: (user id, stars) of every rating that has become known."""
+
     parties: list[Party]
     lines: list[Line]
+    stars: list[tuple[str, int]]
 
 
 def order_changes(entries: Iterable[Entry], snapshots: Iterable[Snapshot]) -> OrderChanges:
     """What these events change; the state is taken from the newest snapshot of an order that has events among them."""
     moved: dict[str, int] = {}
     lines: list[Line] = []
+    stars: list[tuple[str, int]] = []
     for entry in entries:
         if entry.stream.startswith(ORDER):
             moved[entry.stream] = entry.at
             if b'"ledger"' in entry.body:
                 lines.extend(_lines(entry))
+            if entry.type == RATED:
+                stars.extend((rating.to, rating.stars) for rating in _event_decoder.decode(entry.body).ratings)
     newest: dict[str, Snapshot] = {}
     for snapshot in snapshots if moved else ():
         if snapshot.stream in moved:
             newest[snapshot.stream] = snapshot
     parties = [party for snapshot in newest.values() for party in _parties(snapshot, moved[snapshot.stream])]
-    return OrderChanges(sorted(parties), lines)
+    return OrderChanges(sorted(parties), lines, sorted(stars))
 
 
 def _lines(entry: Entry) -> list[Line]:
@@ -128,6 +141,10 @@ async def write_changes(connection: AsyncConnection, sql: Preparer, changes: Ord
     """Write the changes of one flush; an older state never replaces a newer one."""
     await run(connection, sql.upsert(t.order_party, _party_upsert), _last_of_each(changes.parties))
     await run(connection, sql.insert(t.ledger_posting), changes.lines)
+    for user_id, stars in changes.stars:
+        c = t.user.c
+        better = {c.rating_sum: c.rating_sum + stars, c.rating_count: c.rating_count + 1}
+        await connection.execute(sa.update(t.user).where(c.id == user_id).values(better))
 
 
 def _last_of_each(parties: Sequence[Party]) -> list[tuple[Any, ...]]:

@@ -16,6 +16,7 @@ from domain.chat import (
 from domain.errors import Code, Refusal
 from domain.ports import ConversationRow, Entry, PartitionLog, Position, Snapshot
 from domain.times import rfc3339
+from storage.accounts import SqlAccounts
 from tests.contract.conftest import InSql, Store
 from tests.support.log_rows import AT, chat_row, conversation, new_id, opened, order_row, order_state, posted, turn
 
@@ -335,3 +336,27 @@ async def test_the_ledgers_lines_come_from_the_events(sql_store: InSql, partitio
             (0, "psp:sandbox:cash", 500, 0, "CNY", "L1"),
             (1, f"escrow:{order}:1", 0, 500, "CNY", "L1"),
         ]
+
+
+async def test_ratings_count_for_whom_they_are_about_once_they_are_known(sql_store: InSql, partition: int) -> None:
+    log = sql_store.log()
+    heads = {p: t.position for p, t in (await log.take([partition], "host", AT)).items()}
+    accounts = SqlAccounts(sql_store.database(), FixedClock(), lambda: new_id())
+    worker, _ = await accounts.find_or_create(f"+8613{partition:04d}{int(new_id()[:4], 16):05d}", "en")
+    stream = f"order:{new_id(partition)}"
+    hidden = order_row(stream, 1, "order.rated", side="customer")
+    known = order_row(stream, 2, "order.rated", ratings=[{"by": new_id(), "to": worker.id, "stars": 4}])
+    state = order_state(stream, 2, "approved", new_id())
+    committed = await log.commit([turn(hidden)], heads)
+    assert (await accounts.get([worker.id]))[worker.id].rating_count == 0
+    await log.commit([turn(known, snapshots=[state])], committed.heads)
+    rated = (await accounts.get([worker.id]))[worker.id]
+    assert (rated.rating_sum, rated.rating_count) == (4, 1)
+
+
+class FixedClock:
+    def now_ms(self) -> int:
+        return AT
+
+    def monotonic_s(self) -> float:
+        return 0.0
