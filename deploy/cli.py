@@ -122,5 +122,16 @@ def doctor() -> None:
     sys.exit(worst(findings))
 
 
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def bench(arguments: tuple[str, ...]) -> None:
+    """Measure throughput, latency, CPU and memory; `renoveasy bench --help` lists scenarios and options."""
+    try:
+        from benchmarks.command import main as measure
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is missing; `make install-dev` installs what the bench needs")
+    measure.main(args=list(arguments), prog_name="renoveasy bench")
+
+
 if __name__ == "__main__":
     main()

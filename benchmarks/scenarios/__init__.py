@@ -1,0 +1,1 @@
+"""What is measured. Every scenario takes a running platform and returns figures of one round."""
