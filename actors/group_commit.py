@@ -11,7 +11,7 @@ from actors.relay import Outgoing, Relay
 from actors.turn import Outcome
 from domain.commands import Answer
 from domain.errors import Code, Refused
-from domain.ports import Clock, Metrics, OutcomeUnknown, PartitionLog, StoreUnavailable, Subscription
+from domain.ports import Clock, Committed, Metrics, OutcomeUnknown, PartitionLog, StoreUnavailable, Subscription
 
 log = logging.getLogger(__name__)
 
@@ -35,17 +35,13 @@ class Partition:
 class Pending:
     """Something that waits for the next commit: a turn with its answer, or an answer that must not overtake one."""
 
-    __slots__ = ("activation", "outcome", "reply")
+    __slots__ = ("activation", "outcome", "reply", "touched")
 
     def __init__(self, activation: Activation, outcome: Outcome, reply: str) -> None:
         self.activation = activation
         self.outcome = outcome
         self.reply = reply
-
-    def touched(self) -> Iterable[Activation]:
-        yield self.activation
-        for step in self.outcome.steps:
-            yield step.activation
+        self.touched = tuple({id(a): a for a in (activation, *(step.activation for step in outcome.steps))}.values())
 
 
 class Owner(Protocol):
@@ -54,7 +50,7 @@ class Owner(Protocol):
     partitions: dict[int, Partition]
 
     def answer(self, reply: str, answer: Answer) -> None: ...
-    def lost(self, partitions: Iterable[int]) -> None:
+    def lost(self, partitions: Iterable[Partition]) -> None:
         """Somebody else has taken these."""
         ...
 
@@ -96,7 +92,7 @@ class GroupCommit:
         return max(0.05, len(self._waiting) / self._rate)
 
     def add(self, pending: Pending) -> None:
-        for touched in pending.touched():
+        for touched in pending.touched:
             touched.uncommitted += 1
         self._waiting.append(pending)
         self._filled.set()
@@ -135,91 +131,107 @@ class GroupCommit:
 
     async def _flush(self, batch: list[Pending]) -> None:
         alive = self._living(batch)
-        written = await self._commit(alive)
-        alive = await self._confirm(self._living(alive), written)
-        self._publish(alive)
+        held = {p.activation.partition: self._owner.partitions[p.activation.partition] for p in alive}
+        turns = [pending for pending in alive if pending.outcome.turn is not None]
+        quiet = [pending for pending in alive if pending.outcome.turn is None]
+        done, proved = await self._commit(turns, held) if turns else ([], set())
+        self._publish(done, held)
+        # What was only answered stands on what is committed now: it dies with what it saw, and needs an owner's word.
+        quiet = self._living(quiet)
+        await self._confirm([p for p in quiet if p.activation.partition not in proved], held)
+        self._publish(self._living(quiet), held)
 
-    async def _commit(self, alive: list[Pending]) -> frozenset[int]:
-        """Commit the turns; returns the partitions whose ownership that proves."""
-        turns = [pending.outcome.turn for pending in alive if pending.outcome.turn is not None]
-        if not turns:
-            return frozenset()
-        partitions = self._owner.partitions
-        heads = {turn.partition: partitions[turn.partition].head for turn in turns}
+    async def _commit(self, pending: list[Pending], held: dict[int, Partition]) -> tuple[list[Pending], set[int]]:
+        """Commit the turns. Returns those that are committed, and the partitions whose ownership that proves."""
+        turns = [p.outcome.turn for p in pending if p.outcome.turn is not None]
+        heads = {turn.partition: held[turn.partition].head for turn in turns}
         try:
             committed = await self._log.commit(turns, heads)
         except (OutcomeUnknown, StoreUnavailable) as error:
             log.warning("a flush of %d turns did not commit: %r", len(turns), error)
             self._metrics.count("flushes_failed")
-            self._owner.doubt(set(heads))
-            return frozenset()
-        self._owner.lost(committed.fenced)
-        for stream in committed.stale:
-            log.warning("%s has moved and is loaded anew", stream)
-            activation = self._owner.find(stream)
-            if activation is not None:
-                self._owner.forget(activation)
+            self._owner.doubt({number for number in heads if self._owner.partitions.get(number) is held[number]})
+            self._fail(pending)
+            return [], set()
         for number, head in committed.heads.items():
-            if number in partitions:
-                partitions[number].head = head
-        return frozenset(committed.heads) - committed.fenced
+            held[number].head = head
+        done = [p for p in pending if _is_in(committed, p)]
+        left_out = [p for p in pending if not _is_in(committed, p)]
+        self._owner.lost([held[number] for number in committed.fenced])
+        for activation in {a for p in left_out for a in p.touched}:
+            if not activation.dead:
+                log.warning("%s has moved and is loaded anew", activation.stream)
+            self._owner.forget(activation)
+        self._fail(left_out)
+        return done, set(committed.heads) - committed.fenced
 
     def _living(self, batch: list[Pending]) -> list[Pending]:
-        """Those that may go on; whatever touches something dead dies with all that it touched, and is asked again."""
-        alive: list[Pending] = []
-        for pending in batch:
-            dead = any(touched.dead for touched in pending.touched())
-            if dead or pending.activation.partition not in self._owner.partitions:
-                for touched in pending.touched():
+        """Those that may go on. Whatever touches something dead dies with all that it touched, and is asked again;
+
+        which may kill what came before it too, so this goes on until nothing changes.
+        """
+        alive = batch
+        while True:
+            dead = [p for p in alive if any(a.dead for a in p.touched)]
+            dead += [p for p in alive if p.activation.partition not in self._owner.partitions and p not in dead]
+            if not dead:
+                return alive
+            for pending in dead:
+                for touched in pending.touched:
                     self._owner.forget(touched)
-                self._fail([pending])
-            else:
-                alive.append(pending)
-        return alive
+            self._fail(dead)
+            alive = [p for p in alive if p not in dead]
 
     def _fail(self, batch: Iterable[Pending]) -> None:
         for pending in batch:
-            for touched in pending.touched():
+            for touched in pending.touched:
                 touched.uncommitted -= 1
             self._owner.answer(pending.reply, FENCED)
         self._settled.set()
 
-    async def _confirm(self, alive: list[Pending], written: frozenset[int]) -> list[Pending]:
-        """For answers that commit nothing: make sure that the host still owns what it speaks for."""
-        quiet = [p for p in alive if p.outcome.turn is None and p.activation.partition not in written]
+    async def _confirm(self, quiet: list[Pending], held: dict[int, Partition]) -> None:
+        """Before answers that commit nothing: make sure that the host still owns what it speaks for."""
         if not quiet or self._owner.lease_fresh():
-            return alive
+            return
         numbers = sorted({pending.activation.partition for pending in quiet})
         try:
             heads = await self._log.heads(numbers)
         except StoreUnavailable:
             for pending in quiet:
                 pending.outcome.answer = Refused(Code.UNAVAILABLE, "the store does not answer", retry_after_s=1.0)
-            return alive
-        partitions = self._owner.partitions
-        self._owner.lost([n for n in numbers if n in partitions and heads.get(n, 0) != partitions[n].head])
-        return self._living(alive)
+            return
+        self._owner.lost([held[number] for number in numbers if heads.get(number, 0) != held[number].head])
 
-    def _publish(self, alive: list[Pending]) -> None:
-        """After the commit: events in order, then answers."""
-        partitions = self._owner.partitions
-        outgoing: dict[str, Outgoing] = {}
-        for pending in alive:
+    def _publish(self, done: list[Pending], held: dict[int, Partition]) -> None:
+        """After the commit: events in order, then answers.
+
+        That goes for activations too that have died meanwhile: what is committed is said.
+        """
+        outgoing: dict[int, Outgoing] = {}
+        for pending in done:
             for step in pending.outcome.steps:
                 activation = step.activation
                 activation.committed = max(activation.committed, step.events[-1][0])
-                found = outgoing.get(activation.stream)
+                found = outgoing.get(id(activation))
                 if found is None:
-                    owner = partitions[activation.partition].owner
-                    found = outgoing[activation.stream] = Outgoing(activation, owner, [], [])
+                    owner = held[activation.partition].owner
+                    found = outgoing[id(activation)] = Outgoing(activation, owner, [], [])
                 found.events += step.events
                 found.publications += step.publications
-            for touched in pending.touched():
+            for touched in pending.touched:
                 touched.uncommitted -= 1
         self._relay.publish(outgoing.values())
         for number in {out.activation.partition for out in outgoing.values()}:
-            self._relay.published(number, partitions[number].head)
-        for pending in alive:
+            if self._owner.partitions.get(number) is held[number]:
+                self._relay.published(number, held[number].head)
+        for pending in done:
             self._owner.answer(pending.reply, pending.outcome.answer)
-        self._metrics.count("turns", len(alive))
+        self._metrics.count("turns", len(done))
         self._settled.set()
+
+
+def _is_in(committed: Committed, pending: Pending) -> bool:
+    """Whether a commit holds the pending turn: it was left out if it touches anything fenced or stale."""
+    return pending.activation.partition not in committed.fenced and not any(
+        activation.stream in committed.stale for activation in pending.touched
+    )

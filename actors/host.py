@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -16,7 +16,7 @@ from actors.turn import ATTEMPTS, Broken, Lookup, Outcome, attempt
 from domain.aggregate import Need
 from domain.channels import command_subject, stream_partition
 from domain.chat import typing
-from domain.commands import Answer, Command, Publication, Query, Request, Signal
+from domain.commands import Accepted, Answer, Command, Publication, Query, Request, Signal
 from domain.errors import Code, Refusal, Refused
 from domain.orders import ORDERS
 from domain.ports import (
@@ -36,6 +36,9 @@ from domain.ports import (
 from domain.tracking import Track
 
 log = logging.getLogger(__name__)
+
+LARGEST_ANSWER: Final = 500_000
+"""Bytes of an answer; the broker takes 512 KiB. A larger one goes without what can be asked for on its own."""
 
 
 class HostSettings(msgspec.Struct, frozen=True):
@@ -88,6 +91,7 @@ class Host:
         self.wanted: set[int] = set()
         self.activations: dict[str, Activation] = {}
         self._lease_from_s = float("-inf")
+        self._cut_off_s = float("-inf")
         self._tasks: set[asyncio.Task[None]] = set()
         self._moving = asyncio.Lock()
         self._loads: Batcher[str, Loaded] = Batcher(self._load_many)
@@ -100,7 +104,7 @@ class Host:
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        self._broker.on_reconnect(self._relay.republish)
+        self._broker.on_reconnect(self._reconnected)
         self._spawn(self._commits.run())
         self._spawn(self._relay.run())
         self._spawn(self._tidy_forever())
@@ -117,7 +121,14 @@ class Host:
 
     def leased(self, sent_s: float) -> None:
         """Placement has acknowledged a heartbeat that was sent at `sent_s` (monotonic)."""
-        self._lease_from_s = max(self._lease_from_s, sent_s)
+        if sent_s > self._cut_off_s:
+            self._lease_from_s = max(self._lease_from_s, sent_s)
+
+    def _reconnected(self) -> None:
+        """While we were cut off, placement may have given our partitions away; and messages may be lost."""
+        self._cut_off_s = self._clock.monotonic_s()
+        self._lease_from_s = float("-inf")
+        self._relay.lose()
 
     def owned(self) -> list[int]:
         return sorted(self.partitions)
@@ -199,12 +210,13 @@ class Host:
         while activation.mailbox:
             self.answer(activation.mailbox.popleft().reply, FENCED)
 
-    def lost(self, partitions: Iterable[int]) -> None:
+    def lost(self, partitions: Iterable[Partition]) -> None:
         """Somebody else has taken these; whether they should come back is placement's to say."""
-        for number in partitions:
-            log.warning("partition %d was taken by another host", number)
-            self._metrics.count("fenced_partitions")
-            self._drop(number)
+        for partition in partitions:
+            if self.partitions.get(partition.number) is partition:
+                log.warning("partition %d was taken by another host", partition.number)
+                self._metrics.count("fenced_partitions")
+                self._drop(partition.number)
 
     def doubt(self, partitions: set[int]) -> None:
         """What was decided for these may or may not be committed: forget it and take the partitions anew."""
@@ -217,9 +229,12 @@ class Host:
         while numbers := {number for number in numbers if number in self.wanted and number not in self.partitions}:
             try:
                 async with self._moving:
-                    await self._take([number for number in sorted(numbers) if number not in self.partitions])
+                    await self._take(sorted((numbers & self.wanted) - self.partitions.keys()))
             except (StoreUnavailable, OutcomeUnknown, BrokerUnavailable) as error:
                 log.warning("could not take %d partitions: %s", len(numbers), error)
+                await asyncio.sleep(self.settings.retry_s)
+            except Exception:
+                log.exception("could not take %d partitions", len(numbers))
                 await asyncio.sleep(self.settings.retry_s)
 
     # --- receiving -----------------------------------------------------------------------------------------------
@@ -252,8 +267,15 @@ class Host:
         return Refused(Code.BUSY, "too much is waiting", retry_after_s=round(self._commits.wait_s, 3))
 
     def answer(self, reply: str, answer: Answer) -> None:
-        if reply:
-            self._relay.send(reply, self._encoder.encode(answer))
+        if not reply:
+            return
+        data = self._encoder.encode(answer)
+        if len(data) > LARGEST_ANSWER:
+            if isinstance(answer, Accepted):
+                data = self._encoder.encode(Accepted(answer.offset, answer.at, (), answer.replayed))
+            else:
+                data = self._encoder.encode(Refused(Code.PAYLOAD_TOO_LARGE, "the answer is too large to be sent"))
+        self._relay.send(reply, data)
 
     # --- activations ---------------------------------------------------------------------------------------------
 
@@ -403,6 +425,8 @@ class Host:
             item.reserved = item.reserved.union(lookup.claims)
 
     async def _wait_ready(self, stream: str) -> None:
+        if stream_partition(stream) not in self.partitions:
+            raise Refusal.of(FENCED)
         loading = self._activation(stream).loading
         if loading is not None:
             done, _ = await asyncio.wait({loading}, timeout=5.0)
@@ -443,8 +467,11 @@ class Host:
         """Once a second: store sampled positions, drop what is idle, report depths."""
         while True:
             await asyncio.sleep(1.0)
-            await self._store_positions()
-            self._collect()
+            try:
+                await self._store_positions()
+                self._collect()
+            except Exception:
+                log.exception("tidying failed")
             self._metrics.gauge("activations", len(self.activations))
             self._metrics.gauge("pending_commits", len(self._commits))
 
@@ -453,7 +480,7 @@ class Host:
         for order_id, positions in kept.items():
             try:
                 await self._read_models.add_positions(order_id, positions)
-            except StoreUnavailable:
+            except (StoreUnavailable, OutcomeUnknown):
                 self._metrics.count("positions_lost", len(positions))
 
     def _collect(self) -> None:

@@ -113,11 +113,12 @@ class HostMember:
 class PlacementService:
     """Placement's side: hears heartbeats, probes hosts, publishes the table. Two of them at once are harmless."""
 
-    def __init__(self, broker: Broker, clock: Clock, metrics: Metrics) -> None:
+    def __init__(self, broker: Broker, clock: Clock, metrics: Metrics, expected: int = 0) -> None:
+        """`expected`: how many hosts there should be; 0 where nobody knows."""
         self._broker = broker
         self._clock = clock
         self._metrics = metrics
-        self.placement = Placement(clock.now_ms())
+        self.placement = Placement(clock.now_ms(), expected)
         self._background = _Tasks()
 
     async def start(self) -> None:

@@ -68,12 +68,14 @@ class Placement:
     """Who is alive and who owns what, as a pure state machine: time and news in, tables out.
 
     It may die at any time and be replaced by an empty one: the fence in the log protects the data, not this table. A new
-    one that hears of a host which owns something listens first, until all that live must have been heard: so nothing
-    moves because placement was replaced.
+    one first listens, until it has heard the `expected` hosts (0: unknown) or all that live must have been heard: so
+    nothing moves because placement was replaced.
     """
 
-    def __init__(self, version: int) -> None:
+    def __init__(self, version: int, expected: int = 0) -> None:
         self._version = version
+        self._expected = expected
+        self._replaced: dict[str, str] = {}
         self._hosts: dict[str, Seen] = {}
         self._table = Table(0, {})
         self._listen_until_s = float("-inf")
@@ -88,11 +90,18 @@ class Placement:
 
     def heard(self, heartbeat: Heartbeat, now_s: float) -> bool:
         """Take in a heartbeat; True if the table changed. A new incarnation of a name replaces the old one."""
-        if not self._hosts and not self._table.version and heartbeat.owned:
+        if not self._hosts and not self._table.version:
             self._listen_until_s = now_s + HEARTBEAT_S * MISSED
+        if self._replaced.get(heartbeat.name) == heartbeat.incarnation:
+            return False
+        self._version = max(self._version, heartbeat.version)
         before = self._hosts.get(heartbeat.name)
+        if before is not None and before.heartbeat.incarnation != heartbeat.incarnation:
+            self._replaced[heartbeat.name] = before.heartbeat.incarnation
         self._hosts[heartbeat.name] = Seen(heartbeat, now_s)
         if before is None or before.heartbeat.incarnation != heartbeat.incarnation:
+            if 0 < self._expected <= len(self._hosts):
+                self._listen_until_s = now_s
             return now_s >= self._listen_until_s and self._recompute()
         return False
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -12,7 +12,7 @@ from actors.activation import Activation
 from actors.kinds import Kinds
 from domain.channels import event_subject, user_subject
 from domain.commands import Delivery, Hint, Publication
-from domain.ports import Broker, BrokerUnavailable, Metrics, PartitionLog, StoreUnavailable, Takeover
+from domain.ports import Broker, BrokerUnavailable, Metrics, OutcomeUnknown, PartitionLog, StoreUnavailable, Takeover
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +20,8 @@ LARGEST_BYTES: Final = 256 * 1024
 """Bytes of publications in one message; longer runs are split."""
 PAGE: Final = 500
 SAVE_EVERY_S: Final = 1.0
+PAUSE_S: Final = 0.2
+"""How long to wait before trying again what failed."""
 QUEUE: Final = 65_536
 """Messages that may wait for the broker; more are dropped, and come again from the cursor."""
 
@@ -34,16 +36,19 @@ class Outgoing(msgspec.Struct):
 
 
 class Progress(msgspec.Struct):
-    """How far a partition's log has been published, and how far the broker is known to have it."""
+    """How far a partition's log was published, how far the broker is known to have it, and the cursor that is stored."""
 
     published: int
     confirmed: int
     saved: int
-    doubtful: bool = False
 
 
 class Relay:
-    """Publishes at least once, in order per stream; consumers drop what they have seen, by stream and offset."""
+    """Publishes at least once, in order per stream; consumers drop what they have seen, by stream and offset.
+
+    Whatever may not have reached the broker is a loss. While a loss is not repaired no cursor moves; the repair publishes
+    again all that is not confirmed.
+    """
 
     def __init__(self, broker: Broker, partition_log: PartitionLog, kinds: Kinds, metrics: Metrics) -> None:
         self._broker = broker
@@ -54,14 +59,17 @@ class Relay:
         self._queue: deque[tuple[str, bytes]] = deque()
         self._filled = asyncio.Event()
         self._progress: dict[int, Progress] = {}
-        self._again = asyncio.Event()
+        self._sending = asyncio.Lock()
+        self._lossy = asyncio.Event()
+        self._losses = 0
+        self._repaired = 0
 
     # --- what the host calls ---------------------------------------------------------------------------------------
 
     def send(self, subject: str, data: bytes) -> None:
         if len(self._queue) >= QUEUE:
             self._metrics.count("messages_dropped")
-            self.republish()
+            self.lose()
             return
         self._queue.append((subject, data))
         self._filled.set()
@@ -76,6 +84,7 @@ class Relay:
         self._deliver(stream, owner, [publication])
 
     def published(self, partition: int, position: int) -> None:
+        """Everything up to the position has been given to `publish`."""
         progress = self._progress.get(partition)
         if progress is not None:
             progress.published = max(progress.published, position)
@@ -83,110 +92,115 @@ class Relay:
     async def take_over(self, taken: Mapping[int, Takeover]) -> None:
         """Publish again whatever the former owners may not have published, before anything new is said."""
         for number, takeover in taken.items():
-            self._progress[number] = Progress(takeover.position, takeover.cursor, takeover.cursor)
+            progress = self._progress[number] = Progress(takeover.position, takeover.cursor, takeover.cursor)
             if takeover.cursor < takeover.position - 1:
-                await self._publish_again(number)
+                await self._publish_again(number, progress)
 
     def forget(self, partition: int) -> None:
         self._progress.pop(partition, None)
 
-    def republish(self) -> None:
-        """The broker may have lost something: publish again all that it has not confirmed."""
-        for progress in self._progress.values():
-            progress.doubtful = progress.published > progress.confirmed
-        self._again.set()
+    def lose(self) -> None:
+        """Something that was to be published may not have reached the broker."""
+        self._losses += 1
+        self._lossy.set()
 
     async def settle(self, partitions: Iterable[int]) -> None:
         """Before a handoff: have the broker confirm, and save how far it got. Best effort; the next owner repairs."""
         try:
             await self._confirm(set(partitions))
-        except (BrokerUnavailable, StoreUnavailable):
-            self._metrics.count("cursors_not_saved")
+        except Exception as error:
+            log.warning("cursors were not saved at a handoff: %r", error)
 
     # --- at work ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._send_forever())
-            group.create_task(self._confirm_forever())
-            group.create_task(self._repair_forever())
+            for step in (self._send_next, self._confirm_next, self._repair_next):
+                group.create_task(self._forever(step))
 
-    async def _send_forever(self) -> None:
+    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Nothing that goes wrong in one step may end the others, or the next ones."""
         while True:
-            await self._filled.wait()
-            self._filled.clear()
-            await self._send_all()
+            try:
+                await step()
+            except (BrokerUnavailable, StoreUnavailable, OutcomeUnknown) as error:
+                log.warning("%s waits: %r", step.__name__, error)
+                await asyncio.sleep(PAUSE_S)
+            except Exception:
+                log.exception("%s failed", step.__name__)
+                await asyncio.sleep(PAUSE_S)
+
+    async def _send_next(self) -> None:
+        await self._filled.wait()
+        self._filled.clear()
+        await self._send_all()
 
     async def _send_all(self) -> None:
-        while self._queue:
-            subject, data = self._queue.popleft()
-            try:
-                await self._broker.publish(subject, data)
-            except BrokerUnavailable:
-                self._metrics.count("messages_dropped", len(self._queue) + 1)
-                self._queue.clear()
-                self.republish()
+        """Empty the queue into the broker, in order."""
+        async with self._sending:
+            while self._queue:
+                subject, data = self._queue.popleft()
+                try:
+                    await self._broker.publish(subject, data)
+                except BrokerUnavailable:
+                    self._metrics.count("messages_dropped", len(self._queue) + 1)
+                    self._queue.clear()
+                    self.lose()
+                except ValueError:
+                    log.exception("a message of %d bytes to %s cannot be sent", len(data), subject)
 
-    async def _confirm_forever(self) -> None:
-        while True:
-            await asyncio.sleep(SAVE_EVERY_S)
-            try:
-                await self._confirm(set(self._progress))
-            except (BrokerUnavailable, StoreUnavailable) as error:
-                log.warning("relay cursors wait: %r", error)
+    async def _confirm_next(self) -> None:
+        await asyncio.sleep(SAVE_EVERY_S)
+        await self._confirm(set(self._progress))
 
     async def _confirm(self, partitions: set[int]) -> None:
-        if self._queue:
-            await self._send_all()
-        reached = {
-            number: progress.published
-            for number, progress in self._progress.items()
-            if number in partitions and progress.published > progress.saved and not progress.doubtful
-        }
-        if not reached:
+        await self._send_all()
+        losses = self._losses
+        reached = {n: (p, p.published) for n, p in self._progress.items() if n in partitions and p.published > p.saved}
+        if not reached or losses != self._repaired:
             return
         await self._broker.confirm()
-        for number, position in reached.items():
-            progress = self._progress.get(number)
-            if progress is not None and not progress.doubtful:
-                progress.confirmed = max(progress.confirmed, position)
-        cursors = {n: p.confirmed for n, p in self._progress.items() if n in reached and p.confirmed > p.saved}
-        if cursors:
-            await self._log.save_cursors(cursors)
-            for number, position in cursors.items():
-                if number in self._progress:
-                    self._progress[number].saved = position
+        if losses != self._losses:
+            return
+        for progress, position in reached.values():
+            progress.confirmed = max(progress.confirmed, position)
+        await self._log.save_cursors({number: position for number, (_, position) in reached.items()})
+        for progress, position in reached.values():
+            progress.saved = max(progress.saved, position)
 
-    async def _repair_forever(self) -> None:
-        while True:
-            await self._again.wait()
-            self._again.clear()
-            doubtful = [number for number, progress in self._progress.items() if progress.doubtful]
-            try:
-                for number in doubtful:
-                    await self._publish_again(number)
-                    if number in self._progress:
-                        self._progress[number].doubtful = False
-                if doubtful:
-                    await self._broker.confirm()
-            except (BrokerUnavailable, StoreUnavailable) as error:
-                log.warning("publishing again waits: %r", error)
-                await asyncio.sleep(0.5)
-                self._again.set()
+    async def _repair_next(self) -> None:
+        await self._lossy.wait()
+        await self._broker.confirm()
+        losses = self._losses
+        self._lossy.clear()
+        try:
+            for number, progress in list(self._progress.items()):
+                if progress.published > progress.confirmed:
+                    await self._publish_again(number, progress)
+            await self._send_all()
+        except BaseException:
+            self._lossy.set()
+            raise
+        if losses == self._losses:
+            self._repaired = losses
+        else:
+            await asyncio.sleep(PAUSE_S)
 
-    async def _publish_again(self, number: int) -> None:
-        progress = self._progress[number]
-        after = progress.confirmed
-        while after < progress.published:
+    async def _publish_again(self, number: int, progress: Progress) -> None:
+        """Publish what the broker has not confirmed of the partition, as long as it is ours."""
+        after, end = progress.confirmed, progress.published
+        while after < end and self._progress.get(number) is progress:
+            if len(self._queue) > QUEUE // 2:
+                await self._send_all()
             page = await self._log.read_partition(number, after, PAGE)
             if not page:
-                break
+                return
             runs: dict[str, list[Publication]] = {}
             for _, entry in page:
                 rules = self._kinds[entry.stream.partition(":")[0]]
                 runs.setdefault(entry.stream, []).append(Publication(entry.offset, rules.publication(entry.body)))
             for stream, publications in runs.items():
-                self._deliver(stream, progress.published, publications)
+                self._deliver(stream, end, publications)
             after = page[-1][0]
             self._metrics.count("republished", len(page))
             await asyncio.sleep(0)

@@ -180,16 +180,15 @@ def _apply(
     try:
         first = _step(activation, turn, command, remembered, item.hash or b"", decision.events, now_ms)
         steps = [first, *_relate(decision.related, turn, now_ms, find)]
+        for step in steps:
+            snapshot: Snapshot | None = step.activation.snapshot()
+            if snapshot is not None:
+                turn.snapshots.append(snapshot)
+        view = _view(activation, item, command)
     except Exception as error:
         raise Broken(f"{command.name} on {command.stream} failed half-way: {error!r}") from error
-    for step in steps:
-        snapshot: Snapshot | None = step.activation.snapshot()
-        if snapshot is not None:
-            turn.snapshots.append(snapshot)
-    answer: Answer = decision.refusal or Accepted(
-        first.events[0][0], now_ms, tuple(first.publications), False, _view(activation, item, command)
-    )
-    return Outcome(answer, turn, steps)
+    accepted = Accepted(first.events[0][0], now_ms, tuple(first.publications), False, view)
+    return Outcome(decision.refusal or accepted, turn, steps)
 
 
 def _relate(related: list[Command], turn: Turn, now_ms: int, find: Callable[[str], Activation | None]) -> "list[Step]":

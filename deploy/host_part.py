@@ -48,7 +48,7 @@ class PlacementPart:
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._connections = at = Connections(settings, name)
-        self._service = PlacementService(at.broker, at.clock, at.metrics)
+        self._service = PlacementService(at.broker, at.clock, at.metrics, settings.hosts)
         self.identity = name
 
     def died(self, identity: str) -> None:

@@ -45,7 +45,7 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 class MilestoneLine(msgspec.Struct, frozen=True):
-    title: Name
+    title: Annotated[str, Meta(min_length=1, max_length=100)]
     amount: Amount
 
     def line(self) -> Line:
@@ -85,7 +85,7 @@ class SubmitQuote(msgspec.Struct, frozen=True):
     rev: Rev
     milestones: Milestones
     currency: Currency
-    note: Text = ""
+    note: Annotated[str, Meta(max_length=1_000)] = ""
     valid_until: Instant | None = None
 
 

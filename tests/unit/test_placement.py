@@ -27,7 +27,7 @@ def test_when_a_host_goes_only_its_partitions_move_and_they_come_back_with_it() 
 
 
 def test_a_new_incarnation_takes_its_predecessors_place() -> None:
-    placement = Placement(7)
+    placement = Placement(7, 1)
     placement.heard(beat("host-0"), 0.0)
     placement.heard(beat("host-1"), 0.0)
     before = placement.table
@@ -38,7 +38,7 @@ def test_a_new_incarnation_takes_its_predecessors_place() -> None:
 
 
 def test_a_host_that_stays_silent_is_dropped_after_three_heartbeats_and_not_before() -> None:
-    placement = Placement(0)
+    placement = Placement(0, 1)
     placement.heard(beat("host-0"), 0.0)
     placement.heard(beat("host-1"), 0.0)
     limit_s = HEARTBEAT_S * MISSED
@@ -50,7 +50,7 @@ def test_a_host_that_stays_silent_is_dropped_after_three_heartbeats_and_not_befo
 
 
 def test_the_last_host_keeps_its_partitions_however_long_it_is_silent() -> None:
-    placement = Placement(0)
+    placement = Placement(0, 1)
     placement.heard(beat("host-0"), 0.0)
     before = placement.table
     assert not placement.tick(1_000.0)
@@ -58,7 +58,7 @@ def test_the_last_host_keeps_its_partitions_however_long_it_is_silent() -> None:
 
 
 def test_a_crash_moves_partitions_at_once_and_is_news_only_once() -> None:
-    placement = Placement(0)
+    placement = Placement(0, 1)
     placement.heard(beat("host-0"), 0.0)
     placement.heard(beat("host-1"), 0.0)
     assert placement.died("host-0-1")
@@ -67,7 +67,7 @@ def test_a_crash_moves_partitions_at_once_and_is_news_only_once() -> None:
 
 
 def test_a_new_placement_hears_everybody_who_owns_something_before_it_says_anything() -> None:
-    placement = Placement(7)
+    placement = Placement(7, 3)
     owning = [Heartbeat(f"host-{n}", f"host-{n}-1", 100, 512, 3) for n in range(2)]
     assert not placement.heard(owning[0], 0.0)
     assert placement.table.version == 0
@@ -80,7 +80,7 @@ def test_a_new_placement_hears_everybody_who_owns_something_before_it_says_anyth
 
 
 def test_repeated_heartbeats_change_nothing() -> None:
-    placement = Placement(0)
+    placement = Placement(0, 1)
     placement.heard(beat("host-0"), 0.0)
     version = placement.table.version
     assert not placement.heard(beat("host-0"), 0.25)
