@@ -104,6 +104,7 @@ class Host:
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
+        self._broker.on_lost(self._cut_off)
         self._broker.on_reconnect(self._reconnected)
         self._spawn(self._commits.run())
         self._spawn(self._relay.run())
@@ -124,10 +125,13 @@ class Host:
         if sent_s > self._cut_off_s:
             self._lease_from_s = max(self._lease_from_s, sent_s)
 
-    def _reconnected(self) -> None:
-        """While we were cut off, placement may have given our partitions away; and messages may be lost."""
+    def _cut_off(self) -> None:
+        """From here on placement may give our partitions away: nothing that it said before counts."""
         self._cut_off_s = self._clock.monotonic_s()
         self._lease_from_s = float("-inf")
+
+    def _reconnected(self) -> None:
+        self._cut_off()
         self._relay.lose()
 
     def owned(self) -> list[int]:

@@ -219,6 +219,10 @@ class Broker(Protocol):
         """Call the handler after every lost and regained connection, or when messages were dropped as too slow."""
         ...
 
+    def on_lost(self, handler: Callable[[], None]) -> None:
+        """Call the handler as soon as the connection is found lost, before anything is received on a new one."""
+        ...
+
     async def close(self) -> None: ...
 
 

@@ -248,6 +248,7 @@ class NatsBroker:
         self._requests: dict[int, asyncio.Future[bytes]] = {}
         self._last_request = 0
         self._on_reconnect: list[Callable[[], None]] = []
+        self._on_lost: list[Callable[[], None]] = []
         self._closed = False
 
     async def start(self, timeout_s: float = 10.0) -> "NatsBroker":
@@ -302,6 +303,9 @@ class NatsBroker:
 
     def on_reconnect(self, handler: Callable[[], None]) -> None:
         self._on_reconnect.append(handler)
+
+    def on_lost(self, handler: Callable[[], None]) -> None:
+        self._on_lost.append(handler)
 
     async def close(self) -> None:
         """Send what waits to be sent (for at most 1 s) and disconnect; nothing runs on afterwards. Idempotent."""
@@ -411,7 +415,10 @@ class NatsBroker:
                         call_safely(handler)
                 else:
                     connected.set_result(None)
-                _log.warning("lost the connection to %s: %s", self._where, await link.lost)
+                why = await link.lost
+                _log.warning("lost the connection to %s: %s", self._where, why)
+                for handler in self._on_lost:
+                    call_safely(handler)
             except BrokerUnavailable as error:
                 _log.warning("%s; trying again in %.2f s", error, backoff_s)
             finally:

@@ -64,6 +64,8 @@ class MemoryBus:
         self._queue.clear()
         for broker in self._brokers:
             broker._fail_requests()
+            for handler in broker._on_lost:
+                call_safely(handler)
 
     def come_back(self) -> None:
         self.is_up = True
@@ -132,6 +134,7 @@ class MemoryBroker:
         self._requests: dict[str, asyncio.Future[bytes]] = {}
         self._tokens = count(1)
         self._on_reconnect: list[Callable[[], None]] = []
+        self._on_lost: list[Callable[[], None]] = []
         self._closed = False
         self._listen(f"{self._inbox}.*", self._answered)
 
@@ -164,6 +167,9 @@ class MemoryBroker:
 
     def on_reconnect(self, handler: Callable[[], None]) -> None:
         self._on_reconnect.append(handler)
+
+    def on_lost(self, handler: Callable[[], None]) -> None:
+        self._on_lost.append(handler)
 
     async def close(self) -> None:
         """Hear nothing more. What was published before still reaches the others. Idempotent."""

@@ -319,6 +319,8 @@ async def test_a_lost_server_is_noticed_and_regained_with_all_subscriptions(nats
     sender, receiver = await connect_nats(), await connect_nats()
     heard: list[bytes] = []
     regained: list[bool] = []
+    lost: list[bool] = []
+    receiver.on_lost(lambda: lost.append(not regained))
     receiver.on_reconnect(lambda: 1 / 0)
     receiver.on_reconnect(lambda: regained.append(True))
     for number in range(50):
@@ -341,6 +343,7 @@ async def test_a_lost_server_is_noticed_and_regained_with_all_subscriptions(nats
 
     nats.start()
     await until(lambda: sender.connected and regained == [True])
+    assert lost == [True]
     for number in range(50):
         await sender.publish(f"ev.order.{number}", b"%d" % number)
     await until(lambda: len(heard) == 50)

@@ -297,6 +297,21 @@ async def test_a_host_that_was_cut_off_for_a_moment_says_nothing_about_the_past(
     assert landed == Status(True, 4)
 
 
+async def test_a_host_that_is_cut_off_has_no_lease_until_placement_hears_from_it_again(world: World) -> None:
+    host = await world.host(leased=False)
+    before_s = world.clock.monotonic_s()
+    host.leased(before_s)
+    assert host.lease_fresh()
+    world.bus.go_down()
+    assert not host.lease_fresh()
+    host.leased(before_s)  # an acknowledgement of before, that came late
+    assert not host.lease_fresh()
+    world.bus.come_back()
+    await asyncio.sleep(0.01)
+    host.leased(world.clock.monotonic_s())
+    assert host.lease_fresh()
+
+
 # --- limits ------------------------------------------------------------------------------------------------------
 
 
