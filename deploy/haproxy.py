@@ -37,6 +37,10 @@ UNAVAILABLE = (
 """What a client gets when no replica answers: the catalogue's `unavailable`."""
 
 
+NOWHERE = r'http-request return status 404 content-type text/plain lf-string "Path [^\n]*'
+"""How Serve's HAProxy answers while no application is deployed, a starting one included: as if there were nothing."""
+
+
 def made_safe(configuration: str, address: str, port: int, inner_ports: Collection[int]) -> str:
     """The configuration with the public port on `address`, telling who the client is, and inner ports on 127.0.0.1.
 
@@ -51,6 +55,7 @@ def made_safe(configuration: str, address: str, port: int, inner_ports: Collecti
             return f"{indent}bind {address}:{bound}\n{'' if FRONTEND in configuration else FRONTEND}"
         return match[0]
 
+    configuration = re.sub(NOWHERE, "http-request deny deny_status 503", configuration)
     return re.sub(r"^(?P<indent> +)bind [^ :\n]*:(?P<port>[0-9]+)\n", rebind, configuration, flags=re.MULTILINE)
 
 

@@ -206,15 +206,17 @@ TABLE: Final = (
 
 ROWS: Final = {entry.command: entry for entry in TABLE}
 
-CLIENT_COMMANDS: Final = frozenset(
-    r.command for r in TABLE if r.listed and r.who & {"customer", "worker", "bidder", "ops"}
-)
+USERS: Final = frozenset({"customer", "worker", "bidder", "ops"})
+
+CLIENT_COMMANDS: Final = frozenset(r.command for r in TABLE if r.listed and r.who & USERS)
 """What clients may send as commands. `create` and `start_payment` have routes of their own."""
 
 
 def client_name(command: str) -> str:
     """The name under which a client's command is looked up: what has a route of its own is no command to clients."""
-    return f"{command} (not for clients)" if command in ROWS and command not in CLIENT_COMMANDS else command
+    row = ROWS.get(command)
+    routed = row is not None and row.who & USERS and command not in CLIENT_COMMANDS
+    return f"{command} (not for clients)" if routed else command
 
 
 PLANNED: Final = frozenset(

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from domain.commands import Actor, Command
 from domain.times import rfc3339
 from tests.support.databases import migrated
 from tests.support.rest_platform import RestPlatform
@@ -256,7 +257,9 @@ async def test_the_same_webhook_many_times_books_the_money_once(
     customer, worker, _ = people
     order_id, _ = await awarded(customer, worker)
     payment_id = platform.new_id()
-    await customer.command(order_id, "start_payment", payment_id=payment_id, milestone=1, rail="sandbox")
+    payload = json.dumps({"payment_id": payment_id, "milestone": 1, "rail": "sandbox"}).encode()
+    payer = Actor("user", customer.id, platform.new_id())
+    await platform.router.ask(Command("order", order_id, "start_payment", payer, payment_id, payload))
     news = {"order_id": order_id, "payment_id": payment_id, "amount": 3000, "currency": "CNY"}
     body = json.dumps({"id": "evt_2", "type": "payment.held", "data": news}).encode()
     answers = await asyncio.gather(
@@ -265,6 +268,14 @@ async def test_the_same_webhook_many_times_books_the_money_once(
     assert {answer.status_code for answer in answers} == {200}
     order = await customer.get(f"/v1/orders/{order_id}")
     assert (order["state"], order["funding"][0]["held"]) == ("funded", 3000)
+
+
+async def test_a_payment_is_started_by_its_own_route_alone(people: Any) -> None:
+    customer, worker, _ = people
+    order_id, _ = await awarded(customer, worker)
+    payment = {"payment_id": customer.platform.new_id(), "milestone": 1, "rail": "sandbox"}
+    await customer.command(order_id, "start_payment", 422, **payment)
+    assert (await customer.get(f"/v1/orders/{order_id}"))["funding"][0]["held"] == 0
 
 
 async def test_no_customer_can_say_that_a_deposit_is_held(people: Any) -> None:
