@@ -56,9 +56,11 @@ def test_a_configuration_that_is_safe_already_stays_as_it_is(haproxy: ModuleType
 
 def test_while_no_application_is_deployed_a_path_is_unavailable_and_not_unknown(haproxy: ModuleType) -> None:
     """A client takes a 404 for the last word; what is starting should be asked again."""
-    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
-
-    line = next(line for line in HAPROXY_CONFIG_TEMPLATE.splitlines() if "not found. Ping" in line)
+    spec = importlib.util.find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    templates = Path(spec.origin).parent / "serve" / "_private" / "haproxy_templates.py"
+    line = next(line for line in templates.read_text().splitlines() if "not found. Ping" in line)
     safe = haproxy.made_safe(line, "127.0.0.1", 8000, [])
     assert "404" not in safe
     assert safe.strip() == "http-request deny deny_status 503"
