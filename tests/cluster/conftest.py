@@ -15,7 +15,7 @@ from deploy.ledger import Ledger
 from deploy.person import Addresses, Person
 from deploy.story import phone_number
 from tests.support.platform import Platform
-from tests.support.servers import MariaDb, mariadb_installed
+from tests.support.servers import MariaDb, Nats, Valkey, mariadb_installed
 
 CLIENTS = Path(__file__).parents[1] / "gateway_clients"
 
@@ -31,9 +31,15 @@ def platform() -> Iterator[Platform]:
 
 @pytest.fixture(scope="module")
 def mariadb_platform() -> Iterator[Platform]:
+    """A platform on given servers: MariaDB, NATS and Valkey, none of which it has started."""
     if not mariadb_installed():
         pytest.skip("MariaDB is not installed: apt-get install mariadb-server")
-    with MariaDb() as server, Platform(database_url=server.url("renoveasy")) as running:
+    with (
+        MariaDb() as database,
+        Nats() as nats,
+        Valkey() as valkey,
+        Platform(database_url=database.url("renoveasy"), nats_url=nats.url, redis_url=valkey.url) as running,
+    ):
         yield running
 
 

@@ -44,6 +44,13 @@ async def test_two_orders_go_from_login_to_rating_over_rest_and_websocket(
     assert one_part == [name for n, name in enumerate(HAPPY_PATH) if n not in (9, 10, 11)]
 
 
+def test_servers_that_are_given_are_used_and_none_is_started(mariadb_platform: Platform) -> None:
+    roles = {entry["role"] for entry in mariadb_platform.processes()}
+    assert {"host", "gateway", "placement", "rest", "ray", "proxy"} <= roles
+    assert not roles & {"nats", "redis"}
+    assert not (mariadb_platform.data_dir / "renoveasy.db").exists()
+
+
 async def test_the_story_notices_what_was_lost_doubled_or_changed() -> None:
     """The comparison that all these tests rest on fails when it should."""
     ledger = Ledger()
