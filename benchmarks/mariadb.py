@@ -2,12 +2,15 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+
+from deploy.local import tethered
 
 START_LIMIT_S: Final = 60.0
 STOP_LIMIT_S: Final = 30.0
@@ -66,7 +69,7 @@ class MariaDb:
         files = {"socket": "s", "pid-file": "pid", "init-file": "start.sql", "log-error": "log"}
         own = [f"--{option}={self._folder / name}" for option, name in files.items()]
         self._process = subprocess.Popen(
-            [server, *place, *own, f"--port={self._port}"],
+            tethered(server, *place, *own, f"--port={self._port}", signal_number=signal.SIGTERM),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -28,8 +28,8 @@ class Progress:
     """Says what is going on; while something runs, one line that changes, on a terminal only."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, soft_wrap=True)
         self._live = sys.stdout.isatty()
+        self._console = Console(highlight=False, soft_wrap=True, width=None if self._live else 140)
         self._head = ""
 
     def say(self, text: str) -> None:

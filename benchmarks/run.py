@@ -3,6 +3,7 @@
 import asyncio
 import os
 import resource
+import signal
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -70,6 +71,7 @@ def bench(plan: Plan, settings: Settings) -> int:
     card = machine.card(folder)
     _greet(progress, plan, card)
     _raise_file_limit()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C: with nothing left behind
     rounds: list[Round] = []
     code = 0
     try:
@@ -99,7 +101,7 @@ def _greet(progress: report.Progress, plan: Plan, card: dict[str, Any]) -> None:
         )
     if card["load_average"][0] > 1.0:
         progress.say("warning: the machine is busy with other things; figures marked noisy are not worth keeping")
-    if not plan.pinned:
+    if not plan.pinned or plan.url:
         progress.say("warning: servers and load generator share processors: not comparable")
 
 
@@ -128,11 +130,12 @@ def _round(plan: Plan, settings: Settings, number: int, rounds: list[Round], pro
             )
             progress.say(f"{name}: the platform is ready after {at.started_s:g} s")
         found.started_s = at.started_s
-        if plan.pinned and at.settings is not None:
+        if plan.pinned and at.own:  # somebody else's processes stay as they are
             at.pin(set(plan.server_cpus))
             found.pinned = True
         _on_generator(plan, lambda: _measure(plan, at, found, name, progress))
-        progress.begin(f"{name}: stopping")
+        if at.own:
+            progress.begin(f"{name}: stopping")
 
 
 def _on_generator(plan: Plan, work: Callable[[], Awaitable[T]]) -> T:

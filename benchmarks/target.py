@@ -23,6 +23,7 @@ import psutil
 from benchmarks import machine
 from benchmarks.mariadb import MariaDb
 from deploy import registry, runtime
+from deploy.local import tethered
 from deploy.settings import Settings
 
 START_LIMIT_S: Final = 240.0
@@ -129,7 +130,7 @@ def _up(data_dir: Path, given: Mapping[str, str], servers: dict[int, str]) -> It
     environment |= {f"RENOVEASY_{key.upper()}": value for key, value in (settings | dict(given)).items()}
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.cli", "up"],
+        tethered(sys.executable, "-m", "deploy.cli", "up", signal_number=signal.SIGTERM),
         env=environment,
         cwd=Path(__file__).parent.parent,
         stdin=subprocess.DEVNULL,
