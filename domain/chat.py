@@ -250,9 +250,6 @@ class ChatRules:
     def touches(self, state: Conversation, command: Command, parsed: Any) -> tuple[str, ...]:
         return ()
 
-    def claims(self, state: Conversation, command: Command, parsed: Any) -> tuple[str, ...]:
-        return ()
-
     def decide(
         self, state: Conversation, command: Command, parsed: Any, now_ms: int, facts: Facts
     ) -> Decision[ChatEvent]:

@@ -5,8 +5,7 @@ from domain.errors import Refusal, invalid
 from domain.geo import distance_m
 from domain.order_commands import CheckIn, FixInput, OnVisit, ProposeSlot, VisitRef, wrong
 from domain.order_state import FINISHED, ON_THE_WAY, OrderState, Role, Visit
-from domain.order_turn import OrderTurn, held_keys, slot_keys
-from domain.policy import Policy
+from domain.order_turn import OrderTurn
 from domain.times import epoch_ms, rfc3339
 
 
@@ -95,14 +94,6 @@ def confirm_slot(turn: OrderTurn, which: VisitRef) -> None:
         replaces=replaced.id if replaced else None,
     )
     turn.tell(event, "The time of the visit is confirmed.")
-
-
-def new_slot_keys(state: OrderState, visit: Visit, policy: Policy) -> tuple[str, ...]:
-    """The quarter hours of a slot that its order does not hold yet."""
-    if state.worker_id is None:
-        return ()
-    held = held_keys(state, policy)
-    return tuple(k for k in slot_keys(state.worker_id, visit.start, visit.end, policy.slot_unit_ms) if k not in held)
 
 
 def _judge_fix(turn: OrderTurn, fix: FixInput) -> None:

@@ -9,13 +9,12 @@ from domain.aggregate import AccountNeed, Decision, Facts, Need, OpenOrdersNeed
 from domain.channels import Kind, stream_name
 from domain.commands import Actor, Command
 from domain.errors import Code, Refusal, invalid
-from domain.order_commands import Create, Malformed, OnVisit, QuoteRef, VisitRef, parse_payload, wrong
+from domain.order_commands import Create, Malformed, QuoteRef, parse_payload, wrong
 from domain.order_evolve import evolve
 from domain.order_state import OrderState, Role, conversation_of
 from domain.order_table import PLANNED, ROWS, Row, allowed_commands
-from domain.order_turn import OrderTurn, conflict, trip_key
+from domain.order_turn import OrderTurn, conflict
 from domain.order_views import project, role_of
-from domain.order_visits import new_slot_keys
 from domain.policy import DEFAULT_POLICY, Policy
 from domain.ports import Position
 from domain.tracking import Track, follow
@@ -121,17 +120,6 @@ class OrderRules:
     def touches(self, state: OrderState, command: Command, parsed: Any) -> tuple[str, ...]:
         ids = {conversation_of(state, w) for w in _card_readers(state, command, parsed)}
         return tuple(sorted(stream_name("conversation", i) for i in ids))
-
-    def claims(self, state: OrderState, command: Command, parsed: Any) -> tuple[str, ...]:
-        if state.worker_id is None:
-            return ()
-        if command.name == "start_trip" and isinstance(parsed, OnVisit) and state.state == "scheduled":
-            return (trip_key(state.worker_id),)
-        if command.name == "confirm_slot" and isinstance(parsed, VisitRef):
-            visit = state.visit(parsed.visit_id)
-            if visit is not None and visit.status == "proposed":
-                return new_slot_keys(state, visit, self.policy)
-        return ()
 
     def decide(
         self, state: OrderState, command: Command, parsed: Any, now_ms: int, facts: Facts

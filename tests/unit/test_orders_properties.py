@@ -313,7 +313,6 @@ def test_no_payload_whatever_breaks_the_rules(payload: bytes, name: str, who: st
         world.rules.admit(world.state, command, facts)
         parsed = world.rules.parse(command)
         world.rules.touches(world.state, command, parsed)
-        world.rules.claims(world.state, command, parsed)
         world.rules.needs_of(world.state, command, parsed)
         world.rules.decide(world.state, command, parsed, world.now, facts)
     except Refusal as refusal:
