@@ -211,6 +211,8 @@ class GroupCommit:
         for pending in done:
             for step in pending.outcome.steps:
                 activation = step.activation
+                if not step.events:
+                    continue
                 activation.committed = max(activation.committed, step.events[-1][0])
                 found = outgoing.get(id(activation))
                 if found is None:

@@ -55,6 +55,8 @@ class HostSettings(msgspec.Struct, frozen=True):
     idle_s: float = 300.0
     activations: int = 20_000
     """Live activations before the least recently used are dropped."""
+    activations_ever: int = 30_000
+    """With this many, loading ones included, callers of further streams are told `busy`."""
     reserve_s: float = 30.0
     retry_s: float = 0.5
     """How long to wait before taking partitions anew when the store could not be reached."""
@@ -256,6 +258,9 @@ class Host:
         if not isinstance(request, Signal) and request.deadline_ms and request.deadline_ms < self._clock.now_ms():
             self._metrics.count("expired_commands")
             return
+        if request.stream not in self.activations and len(self.activations) >= self.settings.activations_ever:
+            self.answer(received.reply, self._busy())
+            return
         activation = self._activation(request.stream)
         if len(activation.mailbox) + activation.uncommitted >= MAILBOX or (
             len(self._commits) >= self.settings.buffer_commands
@@ -354,10 +359,10 @@ class Host:
         if partition is None:
             self.answer(item.reply, FENCED)
             return
-        if isinstance(item.request, Signal):
-            self._signal(activation, item.request, partition.owner)
-            return
         try:
+            if isinstance(item.request, Signal):
+                self._signal(activation, item.request, partition.owner)
+                return
             outcome = attempt(activation, item, self._clock.now_ms(), partition.owner, self.find)
         except Broken:
             log.exception("the partition %d is taken anew", activation.partition)

@@ -12,6 +12,7 @@ from actors.host import Host
 from actors.placement import (
     HEARTBEAT_S,
     HEARTBEAT_SUBJECT,
+    MISSED,
     TABLE_SUBJECT,
     Heartbeat,
     Placement,
@@ -119,9 +120,12 @@ class PlacementService:
         self._clock = clock
         self._metrics = metrics
         self.placement = Placement(clock.now_ms(), expected)
+        self._trust_probes_from_s = float("-inf")
         self._background = _Tasks()
 
     async def start(self) -> None:
+        self._broker.on_lost(self._doubt_probes)
+        self._broker.on_reconnect(self._doubt_probes)
         await self._broker.subscribe(HEARTBEAT_SUBJECT, self._heard)
         self._background.spawn(self._watch())
 
@@ -129,9 +133,13 @@ class PlacementService:
         await self._background.stop()
 
     def died(self, incarnation: str) -> None:
-        """News from elsewhere (Ray) that a host's process is gone."""
-        if self.placement.died(incarnation):
+        """News from elsewhere (Ray) that a host's process is gone for good."""
+        if self.placement.died(incarnation, for_good=True):
             self._announce(f"{incarnation} died")
+
+    def _doubt_probes(self) -> None:
+        """After our own connection was lost, hosts may be as busy with theirs: only heartbeats tell who lives."""
+        self._trust_probes_from_s = self._clock.monotonic_s() + MISSED * HEARTBEAT_S
 
     def _heard(self, received: Received) -> None:
         beat = _heartbeats.decode(received.data)
@@ -163,7 +171,8 @@ class PlacementService:
         try:
             await self._broker.request(probe_subject(incarnation), b"", PROBE_S)
         except NoResponders:
-            self._metrics.count("hosts_gone")
-            self.died(incarnation)
+            if self._clock.monotonic_s() >= self._trust_probes_from_s and self.placement.died(incarnation):
+                self._metrics.count("hosts_gone")
+                self._announce(f"{incarnation} has no connection")
         except (RequestTimeout, BrokerUnavailable):
             pass

@@ -105,12 +105,18 @@ class Placement:
             return now_s >= self._listen_until_s and self._recompute()
         return False
 
-    def died(self, incarnation: str) -> bool:
-        """A host's process is known to be gone; True if the table changed."""
-        gone = [name for name, seen in self._hosts.items() if seen.heartbeat.incarnation == incarnation]
-        for name in gone:
-            del self._hosts[name]
-        return bool(gone and self._table.version) and self._recompute()
+    def died(self, incarnation: str, *, for_good: bool = False) -> bool:
+        """A host is gone; True if the table changed. `for_good`: its process is, so nothing of it may be heard again.
+
+        The last host is kept, as in `tick`.
+        """
+        names = [name for name, seen in self._hosts.items() if seen.heartbeat.incarnation == incarnation]
+        for name in names if for_good else ():
+            self._replaced[name] = incarnation
+        if not names or len(self._hosts) == 1:
+            return False
+        del self._hosts[names[0]]
+        return bool(self._table.version) and self._recompute()
 
     def tick(self, now_s: float) -> bool:
         """Drop the hosts whose heartbeats stopped; True if the table changed.

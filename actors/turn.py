@@ -111,6 +111,8 @@ def _command(
     activation: Activation, item: Item, command: Command, now_ms: int, find: Callable[[str], Activation | None]
 ) -> Outcome | Lookup:
     rules, state = activation.rules, activation.state
+    if command.name in WITHOUT_ID and command.command_id:
+        command = msgspec.structs.replace(command, command_id="")
     _parse(activation, item, command)
     landed = None
     if command.command_id and is_uuid(command.command_id):

@@ -16,8 +16,10 @@ AMOUNT_MAX: Final = 10**13
 
 Id = Annotated[str, Meta(pattern=r"\A[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")]
 Ref = Annotated[str, Meta(min_length=1, max_length=100)]
-Text = Annotated[str, Meta(max_length=4_000)]
-Name = Annotated[str, Meta(min_length=1, max_length=200)]
+PLAIN: Final = r"\A[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*\Z"
+"""No control characters but tab and line ends: they show nothing, and JSON makes six bytes of each."""
+Text = Annotated[str, Meta(max_length=4_000, pattern=PLAIN)]
+Name = Annotated[str, Meta(min_length=1, max_length=200, pattern=PLAIN)]
 Currency = Annotated[str, Meta(pattern=r"\A[A-Z]{3}\Z")]
 Amount = Annotated[int, Meta(ge=1, le=AMOUNT_MAX)]
 Part = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
@@ -33,7 +35,7 @@ Items = Annotated[tuple[Text, ...], Meta(min_length=1, max_length=50)]
 class Site(msgspec.Struct, frozen=True):
     lat: Latitude
     lon: Longitude
-    address: Annotated[str, Meta(min_length=1, max_length=500)]
+    address: Annotated[str, Meta(min_length=1, max_length=500, pattern=PLAIN)]
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -45,7 +47,7 @@ class Budget(msgspec.Struct, frozen=True):
 
 
 class MilestoneLine(msgspec.Struct, frozen=True):
-    title: Annotated[str, Meta(min_length=1, max_length=100)]
+    title: Annotated[str, Meta(min_length=1, max_length=100, pattern=PLAIN)]
     amount: Amount
 
     def line(self) -> Line:
@@ -73,7 +75,7 @@ class Nothing(msgspec.Struct, frozen=True):
 class Create(msgspec.Struct, frozen=True):
     category: Annotated[str, Meta(min_length=1, max_length=64)]
     title: Name
-    description: Annotated[str, Meta(max_length=10_000)]
+    description: Annotated[str, Meta(max_length=10_000, pattern=PLAIN)]
     site: Site
     budget: Budget | None = None
     photos: Photos = ()
@@ -85,7 +87,7 @@ class SubmitQuote(msgspec.Struct, frozen=True):
     rev: Rev
     milestones: Milestones
     currency: Currency
-    note: Annotated[str, Meta(max_length=1_000)] = ""
+    note: Annotated[str, Meta(max_length=1_000, pattern=PLAIN)] = ""
     valid_until: Instant | None = None
 
 

@@ -21,7 +21,7 @@ class Policy(msgspec.Struct, frozen=True):
     description_min: int = 20
     open_orders_max: int = 10
     quotes_active_max: int = 8
-    quotes_total_max: int = 64
+    quotes_total_max: int = 48
     """All quotes an order ever had, withdrawn and rejected ones too: bounds the size of its state."""
     quote_revisions_max: int = 50
     milestones_max: int = 10

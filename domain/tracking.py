@@ -20,6 +20,8 @@ class TrackPolicy(msgspec.Struct, frozen=True):
 
     batch_max: int = 50
     future_max_ms: int = 30_000
+    past_max_ms: int = 86_400_000
+    """A fix may have waited on a device without a network for a day."""
     accuracy_max_m: float = 100.0
     speed_max_mps: float = 55.0
     escape_after_ms: int = 300_000
@@ -139,6 +141,8 @@ def judge(track: Track, fix: Fix, now_ms: int, policy: TrackPolicy = TRACK_POLIC
         return Verdict.ZERO
     if fix.at > now_ms + policy.future_max_ms:
         return Verdict.FUTURE
+    if fix.at < now_ms - policy.past_max_ms:
+        return Verdict.OLDER
     last = track.last
     if last is not None and fix.at <= last.at:
         return Verdict.DUPLICATE if fix.at == last.at else Verdict.OLDER

@@ -21,7 +21,7 @@ _COLUMNS: Final = (
     _log.at,
     _log.body,
 )
-MOST_EVENTS_OF_A_COMMAND: Final = 64
+MOST_EVENTS_OF_A_COMMAND: Final = 128
 
 
 async def snapshots(connection: AsyncConnection, sql: Preparer, streams: Sequence[str]) -> dict[str, Snapshot]:

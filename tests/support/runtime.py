@@ -17,7 +17,7 @@ from domain.aggregate import Facts, Need
 from domain.commands import Accepted, Actor, Command, Delivery
 from domain.ids import PARTITIONS
 from domain.ports import Committed, NoMetrics, OutcomeUnknown, PartitionLog, Received, Turn
-from storage.memory import MemoryPartitionLog, MemoryReadModels, MemoryStore
+from storage.memory import MemoryFacts, MemoryPartitionLog, MemoryReadModels, MemoryStore
 from storage.memory_broker import MemoryBroker, MemoryBus
 
 
@@ -83,7 +83,7 @@ class World:
         self.clock = RealClock()
         self.hosts: list[Host] = []
         self.logs: list[FaultyLog] = []
-        self.facts = GivenFacts(MemoryPartitionLog(self.store))
+        self.facts = GivenFacts(MemoryFacts(self.store))
         self.router = BrokerRouter(MemoryBroker(self.bus), self.clock, NoMetrics())
         self.deliveries: list[Delivery] = []
 

@@ -9,16 +9,16 @@ from typing import Any
 import msgspec
 import pytest
 
+from actors import host as host_module
 from actors import relay as relay_module
 from actors.host import Host
 from actors.membership import HostMember, PlacementService
 from actors.placement import Heartbeat, Placement
 from domain.aggregate import Account, AccountNeed, WorkerProfile
 from domain.commands import Actor, Command, Query, Status
-from domain.errors import Refusal
+from domain.errors import Code, Refusal
 from domain.ids import PARTITIONS, partition_of
 from domain.ports import BrokerUnavailable, NoMetrics, OutcomeUnknown, Position, Received
-from storage.memory import MemoryFacts
 from storage.memory_broker import MemoryBroker
 from tests.support.attacks import Storm
 from tests.support.runtime import World, eventually, new_id, person
@@ -30,7 +30,6 @@ ANNA, BEN = person(), person()
 async def world(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(relay_module, "SAVE_EVERY_S", 0.02)
     made = await World().start()
-    made.facts._inner = MemoryFacts(made.store)
     yield made
     await made.stop()
 
@@ -137,19 +136,24 @@ async def test_a_cursor_that_could_not_be_saved_does_not_silence_the_host(world:
     assert (await world.tell("send", ANNA, room, text="y", timeout_s=1.5)).offset == 3
 
 
-async def test_an_order_with_many_long_quotes_does_not_silence_its_host(world: World) -> None:
+async def test_an_answer_too_large_for_the_broker_is_refused_and_silences_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await world.host()
-    painters = [worker(world), worker(world)]
-    room = await world.room(ANNA, BEN)
     identifier = await order(world, ANNA)
-    for n in range(60):
-        painter = painters[n % 2]
-        quote_id = new_id()
-        offer = quote(quote_id, n // 2 + 1, note="\x01" * 1_000, title="\x01" * 100)
-        await world.tell("submit_quote", painter, identifier, kind="order", **offer)
-        await world.tell("withdraw_quote", painter, identifier, kind="order", quote_id=quote_id)
-    with pytest.raises(Refusal):  # too large to be sent; what kind of no is not the point
-        await world.router.ask(Query("order", identifier, "view", ANNA), 0.5)
+    monkeypatch.setattr(host_module, "LARGEST_ANSWER", 200)
+    with pytest.raises(Refusal) as caught:
+        await world.router.ask(Query("order", identifier, "view", ANNA), 1.5)
+    assert caught.value.code is Code.PAYLOAD_TOO_LARGE
+    cancelled = await world.tell("cancel", ANNA, identifier, kind="order", reason="x")
+    assert (cancelled.view, cancelled.events) == (None, ())
+    assert world.store.end(f"order:{identifier}") == cancelled.offset
+
+
+async def test_a_message_the_broker_cannot_take_silences_nobody(world: World) -> None:
+    host = await world.host()
+    host._relay.send("ev.x", b"x" * 600_000)
+    room = await world.room(ANNA, BEN)
     assert (await world.tell("send", ANNA, room, text="y", timeout_s=1.5)).offset == 3
 
 
@@ -292,6 +296,21 @@ async def test_a_host_that_was_cut_off_for_a_moment_says_nothing_about_the_past(
     assert landed == Status(True, 4)
 
 
+async def test_a_host_that_is_cut_off_has_no_lease_until_placement_hears_from_it_again(world: World) -> None:
+    host = await world.host(leased=False)
+    before_s = world.clock.monotonic_s()
+    host.leased(before_s)
+    assert host.lease_fresh()
+    world.bus.go_down()
+    assert not host.lease_fresh()
+    host.leased(before_s)  # an acknowledgement of before, that came late
+    assert not host.lease_fresh()
+    world.bus.come_back()
+    await asyncio.sleep(0.01)
+    host.leased(world.clock.monotonic_s())
+    assert host.lease_fresh()
+
+
 # --- limits ------------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +425,40 @@ async def platform(world: World, names: tuple[str, ...]) -> tuple[list[Host], li
         await member.start()
         await asyncio.sleep(0.1)  # their heartbeats do not come together
     return hosts, members
+
+
+async def test_nothing_moves_when_the_brokers_server_was_restarted(world: World) -> None:
+    """Placement has its connection back before the hosts have theirs: nobody answers its probes."""
+    placement = PlacementService(MemoryBroker(world.bus), world.clock, NoMetrics())
+    await placement.start()
+    hosts, members = await platform(world, ("host-0", "host-1"))
+    await eventually(lambda: all(0 < len(h.partitions) < PARTITIONS for h in hosts))
+    await asyncio.sleep(0.4)
+    takeovers = sum(entry is None for log in world.store.logs.values() for entry in log)
+
+    async def gone(*_: Any) -> Any:
+        raise BrokerUnavailable("no connection")
+
+    brokers = [b for pair in zip(hosts, members, strict=True) for b in (pair[0]._broker, pair[1]._broker)]
+    for broker in brokers:
+        assert isinstance(broker, MemoryBroker)
+        broker.publish = broker.request = gone  # type: ignore[method-assign]
+        for subscription in broker._subscriptions:
+            world.bus.remove(subscription)
+    await asyncio.sleep(0.25)
+    for broker in brokers:
+        assert isinstance(broker, MemoryBroker)
+        del broker.publish, broker.request
+        for subscription in broker._subscriptions:
+            world.bus.add(subscription)
+        for handler in broker._on_reconnect:
+            handler()
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(1.0)
+    for member in members:
+        await member.stop()
+    await placement.stop()
+    assert sum(entry is None for log in world.store.logs.values() for entry in log) == takeovers
 
 
 async def test_a_placement_whose_clock_is_behind_is_obeyed(world: World) -> None:

@@ -733,3 +733,9 @@ def test_what_has_a_route_of_its_own_is_no_command_to_clients() -> None:
         assert client_name(routed) not in ROWS
     for public in CLIENT_COMMANDS | PLANNED | {"nonsense", "deposit_held"}:
         assert client_name(public) == public
+
+
+def test_texts_hold_no_control_characters_but_tabs_and_line_ends(world: World) -> None:
+    wish = world.wish(description="A tap that has been dripping\x07 for days.")
+    assert world.refused("anna", "create", **wish).code == Code.INVALID
+    world.do("anna", "create", **world.wish(description="A tap that has been\r\n\tdripping for days."))

@@ -177,3 +177,8 @@ def test_known_distances_and_turns() -> None:
     assert bearing_deg(0, 0, 1, 0) == pytest.approx(0)
     assert bearing_deg(0, 0, 0, 1) == pytest.approx(90)
     assert turn_deg(350, 10) == pytest.approx(20)
+
+
+def test_a_fix_from_before_the_first_year_is_dropped_in_silence() -> None:
+    payload = b'{"fixes": [{"at": "0001-01-01T00:00:00+14:00", "lat": 31.0, "lon": 121.0, "accuracy_m": 5}]}'
+    assert follow(Track(), "v", (31.0, 121.0), payload, 1_795_354_463_833) == (None, [])
