@@ -29,7 +29,7 @@ def _numbers(_context: click.Context, parameter: click.Parameter, text: str | No
 @click.option("--quick", is_flag=True, help="A first look: one short round, fewer users and rates.")
 @click.option("--rounds", type=click.IntRange(1, 20), help="Each with a new platform.  [default: 3]")
 @click.option("--rates", callback=_numbers, help="B1: messages a second.  [default: 100,500,1000,2000]")
-@click.option("--seconds", type=click.FloatRange(1, 600), help="B1: length of each rate.  [default: 5]")
+@click.option("--seconds", type=click.FloatRange(1, 600), help="B1: length of each rate.  [default: 4]")
 @click.option("--pairs", type=click.IntRange(1, 4_000), help="B1: conversations.  [default: 500]")
 @click.option("--sessions", type=click.IntRange(100, 9_000), help="B3: sessions.  [default: 1000]")
 @click.option("--hold", type=click.FloatRange(0, 600), default=1.0, show_default=True,
@@ -69,12 +69,12 @@ def main(
         scenarios=tuple(dict.fromkeys(scenarios or SCENARIOS)),
         rounds=rounds or (1 if quick else 3),
         rates=tuple(float(rate) for rate in sorted(rates or ((100, 1_000) if quick else (100, 500, 1_000, 2_000)))),
-        chat_s=seconds or (3.0 if quick else 5.0),
+        chat_s=seconds or (3.0 if quick else 4.0),
         pairs=pairs or (100 if quick else 500),
         sessions=sessions or (300 if quick else 1_000),
         hold_s=hold,
         connections=connections,
-        rest_s=2.0 if quick else 3.0,
+        rest_s=2.0 if quick else 2.5,
         floors_s=1.0 if quick else 2.0,
         database=database,
         platform=dict(_pair(text) for text in settings),

@@ -105,7 +105,7 @@ class Usage(msgspec.Struct, frozen=True):
         if self.generator_busy > BUSY_LIMIT:
             found.append(f"void: the generator was {self.generator_busy:.0%} busy")
         if self.others is not None and self.others > OTHERS_LIMIT:
-            found.append(f"noisy: other programs used {self.others:.2f} cores")
+            found.append(f"noisy: others used {self.others:.2f} cores")
         if self.stolen_cpu_s / self.wall_s > OTHERS_LIMIT:
             found.append(f"noisy: the hypervisor took {self.stolen_cpu_s / self.wall_s:.2f} cores")
         return found

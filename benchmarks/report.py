@@ -29,7 +29,7 @@ class Progress:
 
     def __init__(self) -> None:
         self._live = sys.stdout.isatty()
-        self._console = Console(highlight=False, soft_wrap=True, width=None if self._live else 140)
+        self._console = Console(highlight=False, soft_wrap=True, width=None if self._live else 160)
         self._head = ""
 
     def say(self, text: str) -> None:
@@ -64,15 +64,17 @@ class Progress:
             self._console.print()
             self._console.print(table)
             for name, texts in faults.items():
-                for text in texts:
-                    self._console.print(f"  {name}: {text}", style="yellow", markup=False)
+                if texts:
+                    self._console.print(f"  {name}: {'; '.join(texts)}", style="yellow", markup=False)
 
 
 def shown(figure: Spread | None, digits: int = 1) -> str:
-    """`3.2 (2.9–4.1)`: median, least and greatest; a dash for what was not measured."""
+    """`3.2 (2.9–4.1)`: median, least and greatest, from 100 on without decimals; a dash for what was not measured."""
     if figure is None:
         return "–"
-    median, low, high = (f"{value:,.{digits}f}" for value in (figure.median, figure.min, figure.max))
+    median, low, high = (
+        f"{value:,.{0 if value >= 100 else digits}f}" for value in (figure.median, figure.min, figure.max)
+    )
     return median if figure.rounds == 1 else f"{median} ({low}–{high})"
 
 
@@ -82,7 +84,7 @@ Shown = tuple[Table | None, dict[str, list[str]]]
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), title_style="bold")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     return table
 
 
@@ -97,7 +99,7 @@ def _floors(rounds: Sequence[Round]) -> Shown:
     )
     cpu = shown(figures["echo_cpu_s_per_1000"], 3)  # seconds per 1,000 are milliseconds each
     table.add_row("echo on websockets", shown(figures["echo_p50_ms"], 2), shown(figures["echo_p99_ms"], 2), cpu)
-    return table, {"floors": [f"round {r.number}: {t}" for r in rounds if r.floors for t in r.floors.faults]}
+    return table, {"floors": [f"round {r.number} {t}" for r in rounds if r.floors for t in r.floors.faults]}
 
 
 def _idle(rounds: Sequence[Round]) -> Shown:
@@ -113,7 +115,7 @@ def _idle(rounds: Sequence[Round]) -> Shown:
     table.add_row("logged in and connected", f"{shown(figures['connected_per_s'], 0)} a second")
     idle_cpu = figures["idle_cpu"]
     table.add_row("CPU while idle", "–" if idle_cpu is None else f"{shown(idle_cpu, 3)} cores")
-    return table, {"idle": [f"round {r.number}: {t}" for r in rounds if r.idle for t in r.idle.faults]}
+    return table, {"idle": [f"round {r.number} {t}" for r in rounds if r.idle for t in r.idle.faults]}
 
 
 def _chat(rounds: Sequence[Round]) -> Shown:

@@ -158,7 +158,7 @@ def _faults(found: Sequence[tuple[str, int, list[str]]]) -> dict[str, list[str]]
     faults: dict[str, list[str]] = {}
     for name, number, texts in found:
         for text in texts:
-            faults.setdefault(name, []).append(f"round {number}: {text}")
+            faults.setdefault(name, []).append(f"round {number} {text}")
     return faults
 
 
