@@ -13,19 +13,19 @@ from serve_apps.endpoint import Body, Call, Endpoint, Rule, endpoint
 from serve_apps.schemas import (
     After,
     ConversationItem,
-    ConversationView,
     Event,
     Items,
     Listing,
     MessageQuery,
     MessageView,
     OpenConversation,
+    OpenedConversation,
     SendMessage,
     Sent,
     Stream,
     clamped,
 )
-from serve_apps.streams import attach, event_page, page_of
+from serve_apps.streams import attach, event_page, page_of, with_replayed
 
 _LIST_MOST = 100
 _MESSAGES_MOST = 200
@@ -54,7 +54,7 @@ def _item(row: ConversationRow) -> dict[str, Any]:
 
 
 @endpoint("POST", "/v1/conversations", tag="conversations", rule=Rule.USER, status=201, keyed=True)
-async def open_conversation(call: Call, body: OpenConversation) -> Body[ConversationView]:
+async def open_conversation(call: Call, body: OpenConversation) -> Body[OpenedConversation]:
     """Open a conversation with other users. The caller is always a member."""
     caller_id = call.caller.user_id
     members = sorted({*body.member_ids, caller_id})
@@ -68,9 +68,9 @@ async def open_conversation(call: Call, body: OpenConversation) -> Body[Conversa
         raise invalid("member_ids", "unknown", f"there is no user {missing[0]}")
     key = call.write_id(body.id)
     stream_id = body.id or new_stream_id(call, "conversation", key)
-    await call.command("conversation", stream_id, "open", key or stream_id, {"member_ids": members})
+    accepted = await call.command("conversation", stream_id, "open", key or stream_id, {"member_ids": members})
     viewed = await call.view("conversation", stream_id)
-    return Body(viewed.body)
+    return Body(with_replayed(viewed.body, accepted))
 
 
 def new_stream_id(call: Call, kind: str, key: str | None) -> str:

@@ -187,14 +187,14 @@ class Call:
         return user
 
     def write_id(self, given: str | None, field: str = "id") -> str | None:
-        """The client-made id of this write: `Idempotency-Key`, else the one in the body, else None."""
+        """The client-made id of this write: the one in the body, else `Idempotency-Key`, else None."""
         raw = self.headers.get(b"idempotency-key")
         if raw is None:
             return given
         key = raw.decode("latin-1")
         if not is_uuid(key):
             raise invalid("Idempotency-Key", "invalid", "must be a canonical lower-case UUID")
-        return key
+        return given if given is not None else key
 
     async def command(
         self, kind: Kind, stream_id: str, name: str, command_id: str, payload: Any, expected_version: int | None = None

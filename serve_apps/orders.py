@@ -16,6 +16,7 @@ from serve_apps.endpoint import Body, Call, Endpoint, Rule, endpoint
 from serve_apps.schemas import (
     After,
     Commanded,
+    CreatedOrder,
     CreateOrder,
     Event,
     Items,
@@ -27,21 +28,21 @@ from serve_apps.schemas import (
     TrackQuery,
     clamped,
 )
-from serve_apps.streams import accepted_events, attach, event_page, page_of
+from serve_apps.streams import accepted_events, attach, event_page, page_of, with_replayed
 
 _LIST_MOST = 100
 _TRACK_MOST = 10_000
 
 
 @endpoint("POST", "/v1/orders", tag="orders", rule=Rule.USER, status=201, keyed=True)
-async def create_order(call: Call, body: CreateOrder) -> Body[OrderView]:
+async def create_order(call: Call, body: CreateOrder) -> Body[CreatedOrder]:
     """Make an order in state `draft`, or with `publish` in state `open`."""
     key = call.write_id(body.id)
     order_id = body.id or new_stream_id(call, "order", key)
     payload = msgspec.structs.asdict(body)
     del payload["id"]
     accepted = await call.command("order", order_id, "create", key or order_id, payload)
-    return Body(await _seen(call, order_id, accepted))
+    return Body(with_replayed(await _seen(call, order_id, accepted), accepted))
 
 
 async def _seen(call: Call, order_id: str, accepted: Accepted) -> bytes:

@@ -255,6 +255,12 @@ class OrderView(msgspec.Struct):
     ratings: dict[str, Any] | UnsetType = UNSET
 
 
+class CreatedOrder(OrderView, kw_only=True):
+    """The order that was made; `replayed` if this id had made it before."""
+
+    replayed: bool
+
+
 class Event(msgspec.Struct):
     """Publication data with its offset; what else there is depends on `type` (see /schema/asyncapi.json)."""
 
@@ -355,6 +361,12 @@ class ConversationView(msgspec.Struct):
     offset: int
     read_offset: int
     order_id: Uuid | UnsetType = UNSET
+
+
+class OpenedConversation(ConversationView, kw_only=True):
+    """The conversation that was opened; `replayed` if this id had opened it before."""
+
+    replayed: bool
 
 
 class ConversationItem(ConversationView, kw_only=True):

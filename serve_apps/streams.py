@@ -46,3 +46,8 @@ async def event_page(call: Call, kind: Kind, stream_id: str, query: After) -> by
     rows = await call.services.reader.read(stream_name(kind, stream_id), query.after, limit, _PAGE_BYTES)
     more = bool(rows) and rows[-1][0] < attached.head
     return page_of((with_offset(offset, data) for offset, data in rows), rows[-1][0] if more else None)
+
+
+def with_replayed(view: bytes, accepted: Accepted) -> bytes:
+    """The object as JSON, and whether the write had made it before."""
+    return view[:-1] + (b',"replayed":true}' if accepted.replayed else b',"replayed":false}')

@@ -118,6 +118,7 @@ async def test_twenty_equal_orders_at_once_are_one(people: Any) -> None:
     customer, _, _ = people
     body = ORDER | {"id": customer.platform.new_id()}
     answers = await asyncio.gather(*(customer.post("/v1/orders", body, 201) for _ in range(20)))
+    assert sorted(answer.pop("replayed") for answer in answers) == [False] + [True] * 19
     assert all(answer == answers[0] for answer in answers)
     assert len((await customer.get("/v1/orders"))["items"]) == 1
 
@@ -129,6 +130,7 @@ async def test_an_idempotency_key_alone_makes_a_repeated_order_one_order(people:
     second = await customer.post("/v1/orders", ORDER, 201, headers=key)
     other = await worker.post("/v1/orders", ORDER, 201, headers=key)
     assert first["id"] == second["id"] != other["id"]
+    assert (first["replayed"], second["replayed"]) == (False, True)
     changed = await customer.post("/v1/orders", ORDER | {"title": "Two taps"}, 409, headers=key)
     assert changed["code"] == "idempotency_mismatch"
     bad = await customer.post("/v1/orders", ORDER, 422, headers={"Idempotency-Key": "again"})
@@ -292,6 +294,8 @@ async def test_a_conversation_is_opened_with_known_users_and_lists_what_was_said
     assert sorted(room["members"]) == sorted([anna.id, ben.id])
     path, message_id = f"/v1/conversations/{room['id']}/messages", anna.platform.new_id()
     sent = await anna.post(path, {"id": message_id, "text": "hello"})
+    other_key = {"Idempotency-Key": anna.platform.new_id()}
+    assert (await anna.post(path, {"id": message_id, "text": "hello"}, headers=other_key))["offset"] == sent["offset"]
     assert sent["replayed"] is False
     again = await anna.post(path, {"text": "hello"}, headers={"Idempotency-Key": message_id})
     assert again == sent | {"replayed": True}
