@@ -75,7 +75,7 @@ def main(
         hold_s=hold,
         connections=connections,
         rest_s=2.0 if quick else 2.5,
-        floors_s=1.0 if quick else 2.0,
+        floors_s=1.0 if quick else 1.5,
         database=database,
         platform=dict(_pair(text) for text in settings),
         url=url,

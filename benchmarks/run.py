@@ -84,7 +84,7 @@ def bench(plan: Plan, settings: Settings) -> int:
         progress.say("stopped")
         code = 130
     progress.tables(rounds)
-    shown: dict[str, Any] = msgspec.to_builtins(plan)
+    shown = {name: value for name, value in msgspec.to_builtins(plan).items() if name not in ("folder", "results")}
     for path in report.save(Path(plan.results), began, card, shown, rounds):
         progress.say(f"kept in {path}")
     return code
