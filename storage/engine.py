@@ -29,6 +29,7 @@ from domain.ids import PARTITIONS
 from domain.ports import OutcomeUnknown, StoreUnavailable
 from storage.statements import Preparer
 from storage.tables import setting
+from storage.turnstile import Turnstile
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK: Final = "renoveasy.migrate"
@@ -82,8 +83,8 @@ class Database:
             event.listen(self._writers.sync_engine, "begin", _begin_immediate)
             event.listen(self._dedicated.sync_engine, "begin", _begin_immediate)
         self.sql = Preparer(self._writers.dialect)
-        # SQLite has one writer. Waiting here is fair and wakes up at once; its own busy handler sleeps and polls.
-        self._turnstile = asyncio.Lock() if self.is_sqlite else None
+        path = make_url(url).database
+        self._turnstile = Turnstile(f"{path}-turn", self.settings.busy_timeout_s) if self.is_sqlite else None
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -114,7 +115,7 @@ class Database:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """This process's turn to write; at once where the database has many writers."""
+        """The caller's turn to write; at once where the database has many writers."""
         if self._turnstile is None:
             yield
             return
@@ -149,6 +150,8 @@ class Database:
         """Close every pooled connection."""
         await self._readers.dispose()
         await self._writers.dispose()
+        if self._turnstile is not None:
+            self._turnstile.close()
 
     def _engine(self, isolation_level: str | None, pool_size: int, prepared: int = 0, **options: Any) -> AsyncEngine:
         return _engine(self.url, self.settings, isolation_level, pool_size, prepared, **options)
