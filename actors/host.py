@@ -12,7 +12,7 @@ from actors.batcher import Batcher
 from actors.group_commit import FENCED, GroupCommit, Partition, Pending
 from actors.kinds import Kinds
 from actors.relay import Relay
-from actors.turn import ATTEMPTS, Broken, Lookup, Outcome, attempt
+from actors.turn import ATTEMPTS, Broken, Lookup, Outcome, attempt, conflict
 from domain.aggregate import Need
 from domain.channels import command_subject, stream_partition
 from domain.chat import typing
@@ -430,7 +430,8 @@ class Host:
             until_ms = now_ms + int(self.settings.reserve_s * 1000)
             held = await self._log.reserve(activation.stream, sorted(lookup.claims), now_ms, until_ms)
             if held is not None:
-                raise Refusal(Code.CONFLICT, "the time is taken by another job", current={"claim": held})
+                assert isinstance(request, Command)
+                raise conflict(Code.CONFLICT, "the worker has another job at that time", activation, item, request)
             item.reserved = item.reserved.union(lookup.claims)
 
     async def _wait_ready(self, stream: str) -> None:

@@ -129,11 +129,8 @@ def _command(
     if item.error is not None:
         raise item.error
     if landed is not None:
-        raise Refusal(
-            Code.IDEMPOTENCY_MISMATCH,
-            "this id was used for something else",
-            current={"offset": landed.offset},
-        )
+        detail = "this id was used for something else"
+        raise conflict(Code.IDEMPOTENCY_MISMATCH, detail, activation, item, command, offset=landed.offset)
     if not is_uuid(command.command_id) and command.name not in WITHOUT_ID:
         raise invalid("command_id", "invalid", "every write carries a canonical lower-case UUID")
     missing = item.missing(rules.needs_of(state, command, item.parsed))
@@ -147,6 +144,14 @@ def _command(
     if unreserved:
         return Lookup(claims=decision.claims)
     return _apply(activation, item, command, decision, now_ms, find)
+
+
+def conflict(code: Code, detail: str, activation: Activation, item: Item, command: Command, **current: Any) -> Refusal:
+    """The refusal for what does not fit what has happened, with how an order stands now and what its caller could do."""
+    view = _view(activation, item, command)
+    order = msgspec.json.decode(view) if view is not None else {}
+    standing = {key: order[key] for key in ("state", "version") if key in order}
+    return Refusal(code, detail, current=standing | current or None, allowed_commands=order.get("allowed_commands"))
 
 
 def _parse(activation: Activation, item: Item, command: Command) -> None:

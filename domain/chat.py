@@ -236,7 +236,7 @@ class ChatRules:
             return
         if command.actor.id not in state.members:
             if command.name == "open":
-                raise Refusal(Code.CONFLICT, "this id is taken")
+                raise Refusal(Code.IDEMPOTENCY_MISMATCH, "this id is taken")
             raise Refusal(Code.NOT_FOUND, "there is no such conversation")
         if command.name in _SYSTEM_ONLY:
             raise Refusal(Code.FORBIDDEN, "only the platform posts cards")
@@ -283,7 +283,7 @@ class ChatRules:
     def _open(self, state: Conversation, command: Command, parsed: Open, at: str) -> list[ChatEvent]:
         by_system = command.actor.kind == "system"
         if state.version:
-            raise Refusal(Code.CONFLICT, "this conversation exists already")
+            raise Refusal(Code.IDEMPOTENCY_MISMATCH, "this conversation exists already")
         if parsed.order_id is not None and not by_system:
             raise invalid("order_id", "forbidden", "an order's conversations are made by the order")
         if not by_system and command.actor.id not in parsed.member_ids:
@@ -312,6 +312,8 @@ class ChatRules:
         if recent is not None:
             return MessageFact(recent.by, recent.offset, recent.deleted)
         found = facts.message(state.id, message_id)
+        if found is None and field == "message_id":
+            raise Refusal(Code.NOT_FOUND, "there is no such message in this conversation")
         if found is None:
             raise invalid(field, "unknown", "there is no such message in this conversation")
         return found

@@ -74,7 +74,7 @@ class OrderRules:
             raise Refusal(Code.NOT_FOUND, "no such order")
         if state.version > 0:
             if command.actor.id != state.customer_id:
-                raise Refusal(Code.CONFLICT, "this id cannot be used")
+                raise Refusal(Code.IDEMPOTENCY_MISMATCH, "this id cannot be used")
             return
         account = facts.account(command.actor.id)
         if account is None or not account.phone_verified:

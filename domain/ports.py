@@ -308,8 +308,9 @@ class Sessions(Protocol):
     ) -> tuple[DeviceSession, bytes | None]:
         """Spend a refresh token and store its successor, atomically.
 
-        Within `grace_ms` after it was spent the same token gives the same pair: the second item is then the sealed
-        successor stored the first time (else None). Spent earlier than that, it is being reused: the session is revoked.
+        Within `grace_ms` after it was spent the same token gives the same pair, as long as the successor has not been
+        used: the second item is then the sealed successor stored the first time (else None). Otherwise it is being
+        reused: the session is revoked.
 
         Raises:
             Refusal: `unauthenticated` for an unknown or expired token, `session_revoked` for a revoked session or reuse,
@@ -337,6 +338,10 @@ class TokenVerifier(Protocol):
         Raises:
             Refusal: `unauthenticated`, `token_expired` or `session_revoked`.
         """
+        ...
+
+    def forget(self, session_id: str) -> None:
+        """The session may have been revoked: ask about it anew the next time it is seen."""
         ...
 
 

@@ -219,6 +219,14 @@ def eta_s(track: Track, fix: Fix, site: tuple[float, float], policy: TrackPolicy
     return round(median), round(median * policy.p90_factor)
 
 
+def _sample(track: Track, fix: Fix, visit_id: str, site: tuple[float, float], policy: TrackPolicy) -> Position:
+    """What is recorded of a fix: as coarse as what is shown of it, for the record is shown too."""
+    if eta_s(track, fix, site, policy)[0] > policy.coarse_eta_s:
+        lat, lon = cell_centre(fix.lat, fix.lon, policy.coarse_cell_m)
+        return Position(fix.at, lat, lon, policy.coarse_cell_m, visit_id=visit_id)
+    return Position(fix.at, fix.lat, fix.lon, fix.accuracy_m, fix.speed_mps, fix.heading_deg, visit_id)
+
+
 def position(track: Track, fix: Fix, site: tuple[float, float], policy: TrackPolicy = TRACK_POLICY) -> bytes:
     """The publication of a fix. Half an hour away or more it names only a cell of about a kilometre."""
     median, late = eta_s(track, fix, site, policy)
@@ -258,7 +266,7 @@ def follow(
         newest = fix
         if should_sample(track, fix, policy):
             track.sampled = fix
-            kept.append(Position(fix.at, fix.lat, fix.lon, fix.accuracy_m, fix.speed_mps, fix.heading_deg, visit_id))
+            kept.append(_sample(track, fix, visit_id, site, policy))
     if newest is None or not should_publish(track, newest, now_ms, policy):
         return None, kept
     newest = _headed(track, newest)

@@ -145,6 +145,7 @@ async def _announce(call: Call, user_id: str, session_ids: list[str]) -> None:
     """Tell the user's devices which session has ended, and the gateways to close its sockets."""
     publish = call.services.broker.publish
     for session_id in session_ids:
+        call.services.verifier.forget(session_id)
         hint = msgspec.json.encode({"type": "session.revoked", "session_id": session_id})
         try:
             await publish(user_subject(user_id), msgspec.msgpack.encode(Hint(user_id, hint)))

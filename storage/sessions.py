@@ -45,7 +45,9 @@ class SqlSessions:
             if session.revoked_at is not None:
                 return Refusal(Code.SESSION_REVOKED, current=session.id)
             if token.spent_at is not None and now_ms - token.spent_at <= grace_ms:
-                return session, token.successor_sealed
+                used = sa.select(refresh_token.c.spent_at).where(refresh_token.c.hash == token.successor_hash)
+                if (await connection.execute(used)).scalar_one_or_none() is None:
+                    return session, token.successor_sealed
             if token.spent_at is not None:
                 await _revoke(connection, [session.id], now_ms)
                 return Refusal(Code.SESSION_REVOKED, current=session.id)

@@ -102,6 +102,17 @@ async def test_within_the_grace_the_same_token_gives_the_same_pair(sessions: Sql
     assert (await rotated(sessions, successor, NOW + 60_000))[0].id == session.id
 
 
+async def test_the_grace_ends_when_the_successor_has_been_used(sessions: SqlSessions) -> None:
+    """Who holds the successor has no need of the old token any more: whoever sends it is somebody else."""
+    session, first = await opened(sessions)
+    _, _, second = await rotated(sessions, first, NOW + 1_000)
+    await rotated(sessions, second, NOW + 2_000)
+    assert await refused(sessions, first, NOW + 3_000) == Code.SESSION_REVOKED
+    known = await sessions.get(session.id)
+    assert known is not None
+    assert known.revoked_at == NOW + 3_000
+
+
 async def test_reuse_after_the_grace_ends_the_session_and_its_whole_family(sessions: SqlSessions) -> None:
     session, first = await opened(sessions)
     _, _, second = await rotated(sessions, first, NOW + 1_000)

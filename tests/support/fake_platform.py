@@ -270,6 +270,9 @@ class FakePlatform:
 
     # --- TokenVerifier -------------------------------------------------------------------------------------------
 
+    def forget(self, session_id: str) -> None:
+        """It asks every time."""
+
     async def verify(self, token: str) -> Identity:
         await asyncio.sleep(0)
         try:

@@ -144,6 +144,9 @@ class MemoryTokens:
     def jwks(self) -> dict[str, Any]:
         return {"keys": [{"kty": "RSA", "kid": "test", "use": "sig", "alg": "RS256", "n": "AQAB", "e": "AQAB"}]}
 
+    def forget(self, session_id: str) -> None:
+        """It asks every time."""
+
     async def verify(self, token: str) -> Identity:
         try:
             user_id, session_id, expires_at, _ = json.loads(base64.urlsafe_b64decode(token))

@@ -59,8 +59,8 @@ def test_opening_makes_everybody_named_a_member(room: Conversation) -> None:
 
 
 def test_a_conversation_is_opened_once_and_only_with_oneself_in_it(room: Conversation) -> None:
-    assert refused(room, command("open", user(ANNA), member_ids=[ANNA, EVE])) is Code.CONFLICT
-    assert refused(room, command("open", user(EVE), member_ids=[ANNA, EVE])) is Code.CONFLICT
+    assert refused(room, command("open", user(ANNA), member_ids=[ANNA, EVE])) is Code.IDEMPOTENCY_MISMATCH
+    assert refused(room, command("open", user(EVE), member_ids=[ANNA, EVE])) is Code.IDEMPOTENCY_MISMATCH
     assert refused(CHAT.initial(ROOM), command("open", user(EVE), member_ids=[ANNA, BEN])) is Code.INVALID
 
 
@@ -142,7 +142,7 @@ def test_an_old_message_is_known_by_the_log(room: Conversation) -> None:
     edit = command("edit", user(ANNA), message_id=first.command_id, text="x")
     (need,) = CHAT.needs_of(room, edit, CHAT.parse(edit))
     assert need == MessageNeed(ROOM, first.command_id)
-    assert refused(room, edit) is Code.INVALID
+    assert refused(room, edit) is Code.NOT_FOUND
     assert run(room, edit, Facts({need: MessageFact(ANNA, 3)}))
 
 

@@ -520,3 +520,19 @@ async def test_without_an_outage_every_stream_is_heard_in_order_from_its_first_e
     await storm.run(0.5)
     assert storm.out_of_order() == []
     await storm.world.stop()
+
+
+# --- what a refusal tells ----------------------------------------------------------------------------------------
+
+
+async def test_a_misused_id_says_how_the_order_stands_and_what_is_possible(world: World) -> None:
+    await world.host()
+    identifier = await order(world, ANNA)
+    command_id = new_id()
+    await world.tell("cancel", ANNA, identifier, command_id, kind="order", reason="one")
+    with pytest.raises(Refusal) as caught:
+        await world.tell("cancel", ANNA, identifier, command_id, kind="order", reason="two")
+    refused = caught.value.refused
+    assert refused.code is Code.IDEMPOTENCY_MISMATCH
+    assert refused.current == {"state": "cancelled", "version": 3, "offset": 3}
+    assert refused.allowed_commands == ()

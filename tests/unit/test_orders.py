@@ -110,7 +110,7 @@ def test_an_id_in_use_cannot_be_created_again(world: World) -> None:
     world.opened()
     assert world.refused("anna", "create", **world.wish()).code == Code.INVALID_TRANSITION
     taken = world.refused("zoe", "create", **world.wish())
-    assert (taken.code, taken.current) == (Code.CONFLICT, None)
+    assert (taken.code, taken.current) == (Code.IDEMPOTENCY_MISMATCH, None)
 
 
 @pytest.mark.parametrize(

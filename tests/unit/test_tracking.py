@@ -182,3 +182,15 @@ def test_known_distances_and_turns() -> None:
 def test_a_fix_from_before_the_first_year_is_dropped_in_silence() -> None:
     payload = b'{"fixes": [{"at": "0001-01-01T00:00:00+14:00", "lat": 31.0, "lon": 121.0, "accuracy_m": 5}]}'
     assert follow(Track(), "v", (31.0, 121.0), payload, 1_795_354_463_833) == (None, [])
+
+
+def test_the_record_of_a_trip_is_as_coarse_as_what_was_shown_of_it() -> None:
+    """Who could not see the worker's exact place live must not find it in the track afterwards."""
+    far = b'{"fixes": [{"at": "2026-01-01T10:00:00Z", "lat": 31.9, "lon": 121.9, "accuracy_m": 5}]}'
+    near = b'{"fixes": [{"at": "2026-01-01T10:00:00Z", "lat": 31.2, "lon": 121.4, "accuracy_m": 5}]}'
+    now_ms = 1_767_261_600_000
+    (sample,) = follow(Track(), "v", (31.2, 121.4), far, now_ms)[1]
+    assert (sample.lat, sample.lon) != (31.9, 121.9)
+    assert sample.accuracy_m > 1_000
+    (exact,) = follow(Track(), "v", (31.2, 121.4), near, now_ms)[1]
+    assert (exact.lat, exact.lon, exact.accuracy_m) == (31.2, 121.4, 5)
