@@ -124,6 +124,7 @@ class MemoryTokens:
 
     def __init__(self, clock: ManualClock, sessions: MemorySessions, entropy: CountedEntropy) -> None:
         self._clock, self._sessions, self._entropy = clock, sessions, entropy
+        self._alive: dict[str, DeviceSession | None] = {}
 
     def access(self, user_id: str, session_id: str, now_ms: int, ttl_s: int) -> str:
         text = json.dumps([user_id, session_id, now_ms + ttl_s * 1000, "signature"])
@@ -145,7 +146,8 @@ class MemoryTokens:
         return {"keys": [{"kty": "RSA", "kid": "test", "use": "sig", "alg": "RS256", "n": "AQAB", "e": "AQAB"}]}
 
     def forget(self, session_id: str) -> None:
-        """It asks every time."""
+        """Like the real one, it remembers a session until it is told to ask again."""
+        self._alive.pop(session_id, None)
 
     async def verify(self, token: str) -> Identity:
         try:
@@ -154,7 +156,9 @@ class MemoryTokens:
             raise Refusal(Code.UNAUTHENTICATED) from None
         if expires_at <= self._clock.now_ms():
             raise Refusal(Code.TOKEN_EXPIRED)
-        session = await self._sessions.get(session_id)
+        if session_id not in self._alive:
+            self._alive[session_id] = await self._sessions.get(session_id)
+        session = self._alive[session_id]
         if session is None or session.revoked_at is not None:
             raise Refusal(Code.SESSION_REVOKED)
         return Identity(user_id, session_id, expires_at)
