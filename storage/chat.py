@@ -24,7 +24,7 @@ from domain.chat import (
 from domain.ports import Entry
 from domain.times import parse_rfc3339, rfc3339
 from storage import tables as t
-from storage.statements import Preparer, fetch, later, numbered, run, wide
+from storage.statements import Preparer, Step, fetch, later, numbered, run, wide
 
 CONVERSATION: Final = "conversation:"
 POSTED: Final = "message.posted"
@@ -190,8 +190,8 @@ async def read_changes(
     return found
 
 
-async def write_changes(connection: AsyncConnection, sql: Preparer, changes: Mapping[str, ConversationChange]) -> None:
-    """Write the changes of one flush: one row per conversation, one per member and one per message that it touched."""
+def rows(sql: Preparer, changes: Mapping[str, ConversationChange]) -> list[Step]:
+    """The rows of one flush: one per conversation, and one per member that it touched."""
     ordered = sorted(changes.items())
     # A conversation that exists has its order already. Empty text says so rather than NULL: MariaDB takes rows in bulk
     # only where no column is NULL in all of them.
@@ -206,21 +206,28 @@ async def write_changes(connection: AsyncConnection, sql: Preparer, changes: Map
         )
         for key, c in ordered
     ]
-    await run(connection, sql.upsert(t.conversation, _conversation_upsert), conversations)
     members = [
         (key, user, m.joined, m.left, m.read, m.delivered)
         for key, c in ordered
         for user, m in sorted(c.members.items())
     ]
-    await run(connection, sql.upsert(t.conversation_member, _member_upsert), members)
-    events = [(key, event) for key, c in ordered for event in c.messages]
-    if events:
-        await _write_messages(connection, sql, events)
+    return [
+        (sql.upsert(t.conversation, _conversation_upsert), conversations),
+        (sql.upsert(t.conversation_member, _member_upsert), members),
+    ]
 
 
-async def _write_messages(
+def message_events(changes: Mapping[str, ConversationChange]) -> list[tuple[str, MessageEvent]]:
+    """What happens in one flush to messages that were posted before."""
+    return [(key, event) for key, c in sorted(changes.items()) for event in c.messages]
+
+
+async def write_messages(
     connection: AsyncConnection, sql: Preparer, events: Sequence[tuple[str, MessageEvent]]
 ) -> None:
+    """Write one row per message that was changed."""
+    if not events:
+        return
     # Read, change, write is safe here: the log rows of this transaction hold the partition already.
     keys = sorted({(key, event.message_id) for key, event in events})
     changed = await read_changes(connection, sql, keys)

@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.payments import Transaction
 from domain.ports import Entry, Snapshot
 from storage import tables as t
-from storage.statements import Preparer, run
+from storage.statements import Preparer, Step
 
 ORDER: Final = "order:"
 RATED: Final = "order.rated"
@@ -137,10 +137,16 @@ def _party_upsert(new: Any, old: Any) -> list[tuple[str, Any]]:
     return [(name, sa.case((newer, new[name]), else_=old[name])) for name in ("hired", "state", "updated_at", "offset")]
 
 
-async def write_changes(connection: AsyncConnection, sql: Preparer, changes: OrderChanges) -> None:
-    """Write the changes of one flush; an older state never replaces a newer one."""
-    await run(connection, sql.upsert(t.order_party, _party_upsert), _last_of_each(changes.parties))
-    await run(connection, sql.insert(t.ledger_posting), changes.lines)
+def rows(sql: Preparer, changes: OrderChanges) -> list[Step]:
+    """The rows of one flush; an older state never replaces a newer one."""
+    return [
+        (sql.upsert(t.order_party, _party_upsert), _last_of_each(changes.parties)),
+        (sql.insert(t.ledger_posting), changes.lines),
+    ]
+
+
+async def write_stars(connection: AsyncConnection, changes: OrderChanges) -> None:
+    """Count the ratings that have become known."""
     for user_id, stars in changes.stars:
         c = t.user.c
         better = {c.rating_sum: c.rating_sum + stars, c.rating_count: c.rating_count + 1}

@@ -5,10 +5,12 @@ is committed is compared with what was wanted, the turns that others have overta
 """
 
 import contextlib
+import sqlite3
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import aiosqlite
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -20,7 +22,7 @@ from storage import chat, claims, log_queries, orders
 from storage import tables as t
 from storage.commit_plan import CommitPlan, Overtaken, plan_commit
 from storage.engine import Contended, Database, unavailable
-from storage.statements import fetch, later, numbered, run, wide
+from storage.statements import Step, fetch, later, numbered, run, wide
 
 TAKEOVER: Final = "takeover"
 _ATTEMPTS: Final = 8
@@ -113,11 +115,16 @@ class SqlPartitionLog:
 
     async def _transact(self, plan: CommitPlan) -> None:
         """The plan as one transaction: all of it or nothing, and which of the two is in the exception."""
+        flush = self._flush(plan)
+        at_once = self._db.is_sqlite and not (plan.claims or plan.releases or flush.messages or flush.orders.stars)
         async with self._db.turn():
             connection = await self._open()
+            if at_once and not any(self._doubts(plan)):
+                await self._run_at_once(connection, flush.steps)
+                return
             try:
                 connection = await self._begin(connection)
-                await self._write(connection, plan)
+                await self._write(connection, plan, flush)
             except (Overtaken, IntegrityError):
                 await self._roll_back(connection)
                 raise
@@ -137,6 +144,24 @@ class SqlPartitionLog:
                 await self._drop()
                 raise
 
+    async def _run_at_once(self, connection: AsyncConnection, steps: Sequence[Step]) -> None:
+        """The whole transaction in one visit to SQLite's thread: a visit for each statement costs more than they do."""
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, aiosqlite.Connection)
+        try:
+            await driver._execute(_in_one_transaction, driver._conn, steps)  # type: ignore[no-untyped-call]
+        except sqlite3.IntegrityError as error:
+            raise IntegrityError("a flush", None, error) from error
+        except _CommitFailedError as error:
+            await self._drop()
+            raise OutcomeUnknown(str(error)) from error
+        except sqlite3.Error as error:
+            await self._drop()
+            raise StoreUnavailable(str(error)) from error
+        except BaseException:
+            await self._drop()
+            raise
+
     async def _begin(self, connection: AsyncConnection) -> AsyncConnection:
         """Begin; on a new connection where the old one turns out to have died since its last use."""
         try:
@@ -151,22 +176,39 @@ class SqlPartitionLog:
             await connection.begin()
         return connection
 
-    async def _write(self, connection: AsyncConnection, plan: CommitPlan) -> None:
+    async def _write(self, connection: AsyncConnection, plan: CommitPlan, flush: "_Flush") -> None:
         await self._check_no_hole(connection, plan)
         if plan.claims or plan.releases:
             await claims.keep_and_release(connection, self._sql, plan)
-        await run(connection, self._sql.insert(t.partition_log), plan.rows)
-        await chat.write_changes(connection, self._sql, chat.conversation_changes(plan.entries))
-        await orders.write_changes(connection, self._sql, orders.order_changes(plan.entries, plan.snapshots))
+        for statement, rows in flush.steps:
+            await run(connection, statement, rows)
+        await chat.write_messages(connection, self._sql, flush.messages)
+        await orders.write_stars(connection, flush.orders)
+
+    def _flush(self, plan: CommitPlan) -> "_Flush":
+        """The rows of a plan, and what must be read or changed beside them."""
+        conversations = chat.conversation_changes(plan.entries)
+        changes = orders.order_changes(plan.entries, plan.snapshots)
         states = [(s.stream, s.offset, s.schema, s.newest_id_ms, s.body) for s in plan.snapshots]
-        await run(connection, self._sql.upsert(t.stream_state, _state_upsert), states)
+        steps = [
+            (self._sql.insert(t.partition_log), plan.rows),
+            *chat.rows(self._sql, conversations),
+            *orders.rows(self._sql, changes),
+            (self._sql.upsert(t.stream_state, _state_upsert), states),
+        ]
+        return _Flush(steps, chat.message_events(conversations), changes)
+
+    def _doubts(self, plan: CommitPlan) -> tuple[list[int], list[str]]:
+        """Partitions and streams of which it is not known that the rows follow on without a hole."""
+        return (
+            [p for p, base in plan.bases.items() if self._positions.get(p) != base],
+            [s for s, first in plan.firsts.items() if self._offsets.get(s, 0) != first - 1],
+        )
 
     async def _check_no_hole(self, connection: AsyncConnection, plan: CommitPlan) -> None:
-        """Where it is not known that the rows follow on without a hole, look."""
-        doubtful = [p for p, base in plan.bases.items() if self._positions.get(p) != base]
+        doubtful, strangers = self._doubts(plan)
         heads = await self._heads(connection, doubtful) if doubtful else {}
         fenced = {p for p in doubtful if heads[p] != plan.bases[p]}
-        strangers = [s for s, first in plan.firsts.items() if self._offsets.get(s, 0) != first - 1]
         ends = await self._ends(connection, strangers) if strangers else {}
         stale = {s for s in strangers if ends.get(s, 0) != plan.firsts[s] - 1}
         if fenced or stale:
@@ -313,6 +355,33 @@ class SqlStreamReader:
 def publication(stream: str, body: bytes) -> bytes:
     """What the members of a stream see of a stored event."""
     return ORDERS.publication(body) if stream.startswith(orders.ORDER) else CHAT.publication(body)
+
+
+class _Flush(NamedTuple):
+    """`messages` and `orders.stars` change rows that must be read first; `steps` only write."""
+
+    steps: list[Step]
+    messages: list[tuple[str, chat.MessageEvent]]
+    orders: orders.OrderChanges
+
+
+class _CommitFailedError(Exception):
+    """SQLite did not say that the transaction is committed."""
+
+
+def _in_one_transaction(connection: sqlite3.Connection, steps: Sequence[Step]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement, rows in steps:
+            if rows:
+                connection.executemany(statement.text, rows)
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    try:
+        connection.execute("COMMIT")
+    except sqlite3.Error as error:
+        raise _CommitFailedError(str(error)) from error
 
 
 def _usable(snapshot: Snapshot | None, schema: int | None) -> Snapshot | None:

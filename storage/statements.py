@@ -15,6 +15,8 @@ WIDEST = 128
 """The most terms that one statement repeats; more are split."""
 
 T = TypeVar("T")
+Step = tuple["Prepared", Sequence[tuple[Any, ...]]]
+"""A statement, and the rows to run it for."""
 Changes = Callable[[Any, Any], list[tuple[str, Any]]]
 """From the new row and the old one: what an upsert sets, in order. MySQL evaluates from left to right, so a column that
 others are compared by comes last."""

@@ -1,6 +1,7 @@
 """`ports.PartitionLog` and `ports.StreamReader`: in memory, on SQLite and on MariaDB."""
 
 import asyncio
+import importlib.metadata
 
 import pytest
 
@@ -385,3 +386,8 @@ async def test_the_hash_of_a_command_comes_back(store: Store, partition: int) ->
     await log.commit([turn(posted(stream, 1, message_id=same))], heads)
     ((entry,),) = (await store.log().find_commands([(stream, same)])).values()
     assert (entry.command_hash, entry.actor, entry.at) == (HASH, "user:u1", AT)
+
+
+def test_the_driver_whose_thread_runs_whole_transactions_is_the_pinned_one() -> None:
+    """`SqlPartitionLog` hands SQLite's transactions to a private method of aiosqlite."""
+    assert importlib.metadata.version("aiosqlite") == "0.22.1"
