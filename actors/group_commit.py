@@ -166,9 +166,9 @@ class GroupCommit:
         return done, set(committed.heads) - committed.fenced
 
     def _living(self, batch: list[Pending]) -> list[Pending]:
-        """Those that may go on. Whatever touches something dead dies with all that it touched, and is asked again;
+        """Those that may go on; whatever touches something dead dies with all that it touched, and is asked again.
 
-        which may kill what came before it too, so this goes on until nothing changes.
+        That may kill what came before it too, so this goes on until nothing changes.
         """
         alive = batch
         while True:

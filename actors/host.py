@@ -1,13 +1,15 @@
 """A host: thousands of activations in one process, their mailboxes, and one group commit for all of them."""
 
 import asyncio
+import heapq
 import logging
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
 
 from actors.activation import MAILBOX, Activation, Item, Landed, landings
+from actors.background import Background
 from actors.batcher import Batcher
 from actors.group_commit import FENCED, GroupCommit, Partition, Pending
 from actors.kinds import Kinds
@@ -94,7 +96,7 @@ class Host:
         self.activations: dict[str, Activation] = {}
         self._lease_from_s = float("-inf")
         self._cut_off_s = float("-inf")
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._moving = asyncio.Lock()
         self._loads: Batcher[str, Loaded] = Batcher(self._load_many)
         self._ids: Batcher[tuple[str, str], Landed] = Batcher(self._find_many)
@@ -108,17 +110,14 @@ class Host:
     async def start(self) -> None:
         self._broker.on_lost(self._cut_off)
         self._broker.on_reconnect(self._reconnected)
-        self._spawn(self._commits.run())
-        self._spawn(self._relay.run())
-        self._spawn(self._tidy_forever())
+        self._background.spawn(self._commits.run())
+        self._background.spawn(self._relay.run())
+        self._background.spawn(self._tidy_forever())
 
     async def stop(self) -> None:
         """Hand everything back: finish what was admitted, then stop."""
         await self.release(list(self.partitions))
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._background.stop()
         for batcher in (self._loads, self._ids, self._facts):
             await batcher.close()
 
@@ -135,20 +134,6 @@ class Host:
     def _reconnected(self) -> None:
         self._cut_off()
         self._relay.lose()
-
-    def owned(self) -> list[int]:
-        return sorted(self.partitions)
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-        return task
-
-    def _finished(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a task of the host failed", exc_info=error)
 
     # --- partitions ----------------------------------------------------------------------------------------------
 
@@ -208,7 +193,7 @@ class Host:
                 self._kill(activation)
                 del self.activations[stream]
         if partition is not None and partition.subscription is not None:
-            self._spawn(partition.subscription.stop())
+            self._background.spawn(partition.subscription.stop())
         self._metrics.gauge("partitions", len(self.partitions))
 
     def _kill(self, activation: Activation) -> None:
@@ -228,7 +213,7 @@ class Host:
         """What was decided for these may or may not be committed: forget it and take the partitions anew."""
         for number in partitions:
             self._drop(number)
-        self._spawn(self._retake(set(partitions)))
+        self._background.spawn(self._retake(set(partitions)))
 
     async def _retake(self, numbers: set[int]) -> None:
         """Take these partitions, however long the store is away, as long as they are wanted here."""
@@ -294,7 +279,7 @@ class Host:
             kind = stream.partition(":")[0]
             activation = Activation(stream, stream_partition(stream), self._kinds[kind], self._clock.monotonic_s())
             self.activations[stream] = activation
-            activation.loading = self._spawn(self._load(activation))
+            activation.loading = self._background.spawn(self._load(activation))
             self._metrics.gauge("activations", len(self.activations))
         activation.last_used_s = self._clock.monotonic_s()
         return activation
@@ -379,7 +364,7 @@ class Host:
                 self.answer(item.reply, self._busy())
                 return
             activation.paused = True
-            self._spawn(self._look_up(activation, item, outcome))
+            self._background.spawn(self._look_up(activation, item, outcome))
             return
         self._end(activation, item, outcome)
 
@@ -421,8 +406,8 @@ class Host:
         if lookup.command and not isinstance(request, Signal):
             item.found = await self._ids.get((activation.stream, request.command_id))
             item.looked_up = True
-        for need in lookup.needs:
-            item.facts[need] = await self._facts.get(need)
+        answers = await asyncio.gather(*map(self._facts.get, lookup.needs))
+        item.facts.update(zip(lookup.needs, answers, strict=True))
         for stream in lookup.streams:
             await self._wait_ready(stream)
         if lookup.claims:
@@ -494,12 +479,16 @@ class Host:
                 self._metrics.count("positions_lost", len(positions))
 
     def _collect(self) -> None:
+        """Drop what has been idle, and beyond the limit whatever was least recently used."""
         now_s = self._clock.monotonic_s()
+        idle = [
+            activation
+            for activation in self.activations.values()
+            if now_s - activation.last_used_s > (self.settings.idle_s if activation.version else 1.0)
+        ]
         excess = len(self.activations) - self.settings.activations
-        for n, activation in enumerate(sorted(self.activations.values(), key=lambda a: a.last_used_s)):
-            idle_s = now_s - activation.last_used_s
-            if n >= excess and idle_s <= (self.settings.idle_s if activation.version else 1.0):
-                continue
+        oldest = heapq.nsmallest(excess, self.activations.values(), key=lambda a: a.last_used_s) if excess > 0 else []
+        for activation in (*idle, *oldest):
             if activation.ready and not (activation.mailbox or activation.paused or activation.uncommitted):
                 activation.dead = True
-                del self.activations[activation.stream]
+                self.activations.pop(activation.stream, None)

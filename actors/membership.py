@@ -3,11 +3,11 @@
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
+from actors.background import Background
 from actors.host import Host
 from actors.placement import (
     HEARTBEAT_S,
@@ -31,29 +31,6 @@ _tables = msgspec.msgpack.Decoder(Table)
 _heartbeats = msgspec.msgpack.Decoder(Heartbeat)
 
 
-class _Tasks:
-    """Background work whose failures are logged and whose references are kept."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._finished)
-
-    def _finished(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a background task failed", exc_info=error)
-
-    async def stop(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
 class HostMember:
     """A host's side: says that it lives, and carries out what the table asks of it."""
 
@@ -64,7 +41,7 @@ class HostMember:
         self._metrics = metrics
         self._table = Table(0, {})
         self._news = asyncio.Event()
-        self._background = _Tasks()
+        self._background = Background()
 
     async def start(self) -> None:
         await self._broker.subscribe(probe_subject(self._host.settings.incarnation), self._probed)
@@ -121,7 +98,7 @@ class PlacementService:
         self._metrics = metrics
         self.placement = Placement(clock.now_ms(), expected)
         self._trust_probes_from_s = float("-inf")
-        self._background = _Tasks()
+        self._background = Background()
 
     async def start(self) -> None:
         self._broker.on_lost(self._doubt_probes)

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from domain.aggregate import Decision, Facts, MessageFact, MessageNeed, Need
-from domain.channels import Kind, stream_name
+from domain.channels import Kind
 from domain.commands import Actor, Command
 from domain.errors import Code, Refusal, from_validation, invalid
 from domain.ids import is_uuid
@@ -429,10 +429,6 @@ def typing(actor: Actor, payload: bytes) -> bytes:
         msgspec.ValidationError, msgspec.DecodeError: the payload is not `{"on": bool}`.
     """
     return _encoder.encode(Typing(actor.id, msgspec.json.decode(payload, type=TypingPayload).on))
-
-
-def conversation_stream(conversation_id: str) -> str:
-    return stream_name("conversation", conversation_id)
 
 
 def _message_named(parsed: Any) -> str | None:

@@ -1,6 +1,6 @@
 """Where the siblings meet: what each needs from the others, with the guarantee that an implementation must give."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -461,9 +461,6 @@ class NoMetrics:
     def count(self, name: str, value: float = 1.0) -> None: ...
     def gauge(self, name: str, value: float) -> None: ...
     def observe(self, name: str, value: float) -> None: ...
-
-
-Publish = Callable[[str, bytes], Awaitable[None]]
 
 
 # --- making tokens -----------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class World:
     async def crash(self, host: Host) -> None:
         """The host's process is gone: it does and says nothing any more."""
         self.hosts.remove(host)
-        for task in list(host._tasks):
+        for task in list(host._background._tasks):
             task.cancel()
         await host._broker.close()
 

@@ -262,6 +262,15 @@ async def test_idle_activations_are_collected_and_come_back_as_they_were(world: 
     assert (await world.tell("send", BEN, room, text="hi")).offset == 4
 
 
+async def test_beyond_the_limit_the_least_recently_used_activations_go(world: World) -> None:
+    host = await world.host(activations=5)
+    rooms = [await world.room(ANNA, BEN) for _ in range(9)]
+    await world.tell("send", ANNA, rooms[0], text="used again")
+    await eventually(lambda: len(host.activations) <= 5)
+    assert set(host.activations) == {f"conversation:{room}" for room in (rooms[0], *rooms[-4:])}
+    assert (await world.tell("send", BEN, rooms[1], text="it is all there")).offset == 3
+
+
 async def test_one_commit_carries_the_turns_of_many_conversations(world: World) -> None:
     await world.host()
     rooms = await asyncio.gather(*(world.room(ANNA, BEN) for _ in range(50)))

@@ -445,7 +445,11 @@ async def test_nothing_moves_when_the_brokers_server_was_restarted(world: World)
         broker.publish = broker.request = gone  # type: ignore[method-assign]
         for subscription in broker._subscriptions:
             world.bus.remove(subscription)
+    for handler in (*placement._broker._on_lost, *placement._broker._on_reconnect):
+        handler()
+    table = placement.placement.table
     await asyncio.sleep(0.25)
+    assert placement.placement.table == table
     for broker in brokers:
         assert isinstance(broker, MemoryBroker)
         del broker.publish, broker.request
