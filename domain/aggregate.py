@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from domain.channels import Kind
-from domain.commands import Actor, Command
+from domain.commands import Actor, Command, Reminder
 from domain.errors import Refused
 
 
@@ -157,6 +157,14 @@ class Rules(Protocol[S, E]):
 
     def decide(self, state: S, command: Command, parsed: Any, now_ms: int, facts: Facts) -> Decision[E]: ...
     def evolve(self, state: S, event: E, offset: int) -> S: ...
+    def fork(self, state: S) -> S:
+        """The state, safe from what `evolve` does to the original; the state itself where `evolve` never reuses it."""
+        ...
+
+    def is_over(self, state: S) -> bool:
+        """Whether little is to be expected of the stream any more, so that it may leave memory early."""
+        ...
+
     def version(self, state: S) -> int: ...
     def epoch(self, state: S) -> str:
         """Constant for the life of the stream, different if another stream ever had its name."""
@@ -172,6 +180,14 @@ class Rules(Protocol[S, E]):
 
     def view(self, state: S, actor: Actor, facts: Facts) -> bytes | None:
         """The object as JSON, holding what the actor may see of it; None where they may not know of it."""
+        ...
+
+    def reminders(self, state: S) -> tuple[Reminder, ...]:
+        """What the stream will do by itself as things stand; names are unique.
+
+        The runtime compares the answer before and after every turn and stores the difference with its commit. So a
+        reminder depends on the state alone: its time and the offset that caused it are in the state, put there by events.
+        """
         ...
 
     def hints(self, state: S, events: list[tuple[int, E]]) -> list[tuple[str, bytes]]:

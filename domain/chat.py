@@ -6,10 +6,11 @@ The body of an event is what its members see: it is stored once, as JSON, and pu
 from typing import Any, Final, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from domain.aggregate import Decision, Facts, MessageFact, MessageNeed, Need
 from domain.channels import Kind
-from domain.commands import Actor, Command
+from domain.commands import Actor, Command, Reminder
 from domain.errors import Code, Refusal, from_validation, invalid
 from domain.ids import is_uuid
 from domain.times import rfc3339
@@ -175,7 +176,7 @@ ChatEvent = (
 # --- state -------------------------------------------------------------------------------------------------------
 
 
-class Member(msgspec.Struct, array_like=True):
+class Member(msgspec.Struct, frozen=True, array_like=True):
     """Watermarks of a member; offsets."""
 
     joined_offset: int
@@ -183,7 +184,7 @@ class Member(msgspec.Struct, array_like=True):
     delivered_offset: int = 0
 
 
-class RecentMessage(msgspec.Struct, array_like=True):
+class RecentMessage(msgspec.Struct, frozen=True, array_like=True):
     by: str
     offset: int
     deleted: bool = False
@@ -334,15 +335,15 @@ class ChatRules:
             case ReceiptRead():
                 member = state.members.get(event.by)
                 if member is not None:
-                    member.read_offset = event.read_offset
+                    state.members[event.by] = replace(member, read_offset=event.read_offset)
             case ReceiptDelivered():
                 member = state.members.get(event.by)
                 if member is not None:
-                    member.delivered_offset = event.delivered_offset
+                    state.members[event.by] = replace(member, delivered_offset=event.delivered_offset)
             case MessageDeleted():
                 recent = state.recent.get(event.message_id)
                 if recent is not None:
-                    recent.deleted = True
+                    state.recent[event.message_id] = replace(recent, deleted=True)
             case MemberJoined():
                 if offset == 1:
                     state.order_id = event.order_id
@@ -353,6 +354,12 @@ class ChatRules:
             case MessageEdited() | MessageReacted():
                 pass
         return state
+
+    def fork(self, state: Conversation) -> Conversation:
+        return replace(state, members=dict(state.members), recent=dict(state.recent))
+
+    def is_over(self, state: Conversation) -> bool:
+        return False
 
     def version(self, state: Conversation) -> int:
         return state.version
@@ -379,6 +386,9 @@ class ChatRules:
         if state.order_id is not None:
             body["order_id"] = state.order_id
         return _encoder.encode(body)
+
+    def reminders(self, state: Conversation) -> tuple[Reminder, ...]:
+        return ()
 
     def hints(self, state: Conversation, events: list[tuple[int, ChatEvent]]) -> list[tuple[str, bytes]]:
         told: dict[str, tuple[int, str]] = {}

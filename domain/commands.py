@@ -10,6 +10,7 @@ import msgspec
 
 from domain.channels import Kind, stream_name
 from domain.errors import Refused
+from domain.ids import derived_uuid7, partition_of
 
 ActorKind = Literal["user", "system", "psp", "ops"]
 
@@ -35,11 +36,34 @@ class Actor(msgspec.Struct, frozen=True, array_like=True):
 SYSTEM = Actor("system", "renoveasy")
 
 
+class Reminder(msgspec.Struct, frozen=True, array_like=True):
+    """A command that a stream will give itself at `due_at` (Unix ms), unless something else happens before.
+
+    `name` is unique among the pending reminders of a stream; `fence_offset` is the offset of the event that caused this
+    one, so that no two reminders are ever equal. `payload` is a JSON object.
+    """
+
+    stream: str
+    name: str
+    due_at: int
+    fence_offset: int
+    command: str
+    payload: bytes = b"{}"
+
+    @property
+    def command_id(self) -> str:
+        """The same for every firing of this reminder: the second one has no effect."""
+        seed = f"{self.stream}\n{self.name}\n{self.due_at}\n{self.fence_offset}"
+        return derived_uuid7(max(0, self.due_at), seed, self.stream)
+
+
 class Command(msgspec.Struct, frozen=True, tag="command"):
     """A wish to change one stream. `command_id` makes its repetition harmless.
 
-    `payload` is a JSON object; `deadline_ms` is Unix milliseconds, after which nobody waits for the answer and the
-    command is dropped unrun; 0 means none. `command_id` is empty only for receipts, which are idempotent by value.
+    `payload` is a JSON object. `command_id` is empty only for receipts, which are idempotent by value. `sent_ms` is the
+    sender's own monotonic clock as it sends this, `wait_ms` how long it will then wait for an answer: later the command
+    is dropped unrun; 0 means for ever. Nobody's wall clock has a say in it.
+    `reminder` is the one that fired: the command runs only while that still stands.
     """
 
     kind: Kind
@@ -49,7 +73,9 @@ class Command(msgspec.Struct, frozen=True, tag="command"):
     command_id: str = ""
     payload: bytes = b"{}"
     expected_version: int | None = None
-    deadline_ms: int = 0
+    sent_ms: int = 0
+    wait_ms: int = 0
+    reminder: Reminder | None = None
 
     @property
     def stream(self) -> str:
@@ -62,14 +88,16 @@ class Query(msgspec.Struct, frozen=True, tag="query"):
     `attach`: may the actor read, and where does the stream stand? answered by `Attached`.
     `view`: the object as the actor may see it; answered by `Viewed`.
     `status`: has `command_id` landed? answered by `Status`.
+    `inspect`: how does the activation stand, for operators (actor kind `system` or `ops`)? answered by `Viewed`.
     """
 
     kind: Kind
     stream_id: str
-    name: Literal["attach", "view", "status"]
+    name: Literal["attach", "view", "status", "inspect"]
     actor: Actor
     command_id: str = ""
-    deadline_ms: int = 0
+    sent_ms: int = 0
+    wait_ms: int = 0
 
     @property
     def stream(self) -> str:
@@ -133,8 +161,29 @@ class Status(msgspec.Struct, frozen=True, tag="status"):
     offset: int | None = None
 
 
-Request = Command | Query | Signal
-Answer = Accepted | Attached | Viewed | Status | Refused
+class Compare(msgspec.Struct, frozen=True, tag="compare"):
+    """How far do these streams of one partition go? For a gateway that may have missed something; answered by `Compared`."""
+
+    partition: int
+    streams: tuple[str, ...]
+    sent_ms: int = 0
+    wait_ms: int = 0
+
+
+class Compared(msgspec.Struct, frozen=True, tag="compared"):
+    """The last committed offset of each stream, in the order of the question; `owner` is the takeover position."""
+
+    owner: int
+    heads: tuple[int, ...]
+
+
+Request = Command | Query | Signal | Compare
+Answer = Accepted | Attached | Viewed | Status | Compared | Refused
+
+
+def partition_asked(request: Request) -> int:
+    """The partition whose owner the request is for."""
+    return request.partition if isinstance(request, Compare) else partition_of(request.stream_id)
 
 
 class Delivery(msgspec.Struct, frozen=True, array_like=True):

@@ -7,12 +7,12 @@ import msgspec
 from domain import order_events as ev
 from domain.aggregate import AccountNeed, Decision, Facts, Need, OpenOrdersNeed
 from domain.channels import Kind, stream_name
-from domain.commands import Actor, Command
+from domain.commands import Actor, Command, Reminder
 from domain.errors import Code, Refusal, invalid
 from domain.order_commands import Create, Malformed, QuoteRef, parse_payload, wrong
 from domain.order_evolve import evolve
 from domain.order_state import OrderState, Role, conversation_of
-from domain.order_table import PLANNED, ROWS, Row, allowed_commands
+from domain.order_table import PLANNED, ROWS, TERMINAL, Row, allowed_commands
 from domain.order_turn import OrderTurn, conflict
 from domain.order_views import project, role_of
 from domain.policy import DEFAULT_POLICY, Policy
@@ -41,6 +41,12 @@ class OrderRules:
 
     def initial(self, stream_id: str) -> OrderState:
         return OrderState(stream_id)
+
+    def fork(self, state: OrderState) -> OrderState:
+        return state
+
+    def is_over(self, state: OrderState) -> bool:
+        return state.state in TERMINAL
 
     def version(self, state: OrderState) -> int:
         return state.version
@@ -158,6 +164,9 @@ class OrderRules:
         return evolve(state, event)
 
     # --- what others hear --------------------------------------------------------------------------------------------
+
+    def reminders(self, state: OrderState) -> tuple[Reminder, ...]:
+        return ()
 
     def hints(self, state: OrderState, events: list[tuple[int, ev.AnyEvent]]) -> list[tuple[str, bytes]]:
         out: list[tuple[str, bytes]] = []

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import msgspec
 
 from domain.aggregate import Facts, Need, WorkerProfile
-from domain.commands import Answer, Command, Query, Signal
+from domain.commands import Answer, Command, Compare, Query, Reminder, Signal
 
 
 class Clock(Protocol):
@@ -59,13 +59,19 @@ class Loaded(msgspec.Struct):
 
 
 class Turn(msgspec.Struct):
-    """What one command changes, all or nothing, in one partition."""
+    """What one command changes, all or nothing, in one partition.
+
+    `reminders` are set (one of the same stream and name is replaced), those named in `done` (stream, name) are removed.
+    Where turns of one commit disagree the later one wins. A turn may hold snapshots only.
+    """
 
     partition: int
     entries: list[Entry]
     snapshots: list[Snapshot] = []
     claims: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()
+    reminders: list[Reminder] = []
+    done: list[tuple[str, str]] = []
 
 
 class Committed(msgspec.Struct):
@@ -127,6 +133,10 @@ class PartitionLog(Protocol):
         """The last position of each partition (0 for an empty one)."""
         ...
 
+    async def ends(self, streams: Sequence[str]) -> dict[str, int]:
+        """The last offset of each stream; those that have none are left out."""
+        ...
+
     async def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Entry]]:
         """The entries of each (stream, command id) that has landed; ids that have not are left out."""
         ...
@@ -137,6 +147,28 @@ class PartitionLog(Protocol):
 
     async def save_cursors(self, cursors: Mapping[int, int]) -> None:
         """Remember how far events are known to be published; a cursor only ever moves forward."""
+        ...
+
+    async def reminders(self, partitions: Sequence[int], before_ms: int, limit: int) -> list[Reminder]:
+        """Stored reminders of these partitions that are due before then, earliest first, at most `limit`."""
+        ...
+
+    async def drop_reminders(self, reminders: Sequence[Reminder]) -> None:
+        """Remove exactly these, where they are stored; one that has been replaced meanwhile stays.
+
+        Harmless from any host at any time: no two reminders are ever equal, and these are known to be over.
+        """
+        ...
+
+    async def writer(self) -> int:
+        """The server's number of the connection that writes; 0 where there is none or it has no number (SQLite)."""
+        ...
+
+    async def end_writers(self, numbers: Sequence[int]) -> None:
+        """End these connections on the server, with whatever transaction they hold open; those that are gone are fine.
+
+        For a takeover from a host that may be paused inside a transaction. Does nothing on SQLite.
+        """
         ...
 
     async def reserve(self, holder: str, keys: Sequence[str], now_ms: int, until_ms: int) -> str | None:
@@ -236,7 +268,7 @@ class Router(Protocol):
     `unavailable` when the deadline passed without an answer, and then the outcome is unknown.
     """
 
-    async def ask(self, request: Command | Query, timeout_s: float = 5.0) -> Answer:
+    async def ask(self, request: Command | Query | Compare, timeout_s: float = 5.0) -> Answer:
         """The host's answer; never `Refused`, which is raised as `Refusal`."""
         ...
 

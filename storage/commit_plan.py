@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from domain.channels import stream_partition
+from domain.commands import Reminder
 from domain.ports import Entry, Snapshot, Turn
 
 
@@ -19,11 +20,12 @@ class Overtaken(Exception):
 
 
 class CommitPlan(msgspec.Struct):
-    """One transaction. Rows, claims and releases are sorted by their keys, so that two commits never wait in a ring.
+    """One transaction. All rows are sorted by their keys, so that two commits never wait for each other in a ring.
 
     `bases`: the position before the first row of each partition; `heads`: that of its last. `firsts` and `lasts`: the
-    offsets of each stream. `claims` and `releases`: (key, streams of the turn, its time). A stream is in `stale` when
-    any turn that touches it was left out, even one that came before: then all of them were.
+    offsets of each stream. `claims` and `releases`: (key, streams of the turn, its time). `reminders` (with their
+    partitions) and `done` are what all turns together set and remove. A stream is in `stale` when any turn that touches
+    it was left out, even one that came before: then all of them were.
     """
 
     turns: list[Turn]
@@ -39,6 +41,8 @@ class CommitPlan(msgspec.Struct):
     partition_of: dict[str, int] = {}
     claims: list[tuple[str, tuple[str, ...], int]] = []
     releases: list[tuple[str, tuple[str, ...], int]] = []
+    reminders: list[tuple[int, Reminder]] = []
+    done: list[tuple[str, str]] = []
 
 
 def plan_commit(turns: Sequence[Turn], heads: Mapping[int, int], fenced: set[int], stale: set[str]) -> CommitPlan:
@@ -46,6 +50,7 @@ def plan_commit(turns: Sequence[Turn], heads: Mapping[int, int], fenced: set[int
     kept, stale = _kept(turns, fenced, stale)
     plan = CommitPlan(kept, set(fenced), stale)
     newest: dict[str, Snapshot] = {}
+    pending: dict[tuple[str, str], tuple[int, Reminder] | None] = {}
     for turn in kept:
         head = plan.heads.get(turn.partition)
         if head is None and turn.entries:
@@ -59,6 +64,10 @@ def plan_commit(turns: Sequence[Turn], heads: Mapping[int, int], fenced: set[int
             plan.partition_of[entry.stream] = turn.partition
         for snapshot in turn.snapshots:
             newest[snapshot.stream] = snapshot
+        # Without a log row nothing would keep a former owner from writing them.
+        assert turn.entries or not (turn.reminders or turn.done), "reminders change with events only"
+        pending.update((key, None) for key in turn.done)
+        pending.update(((r.stream, r.name), (turn.partition, r)) for r in turn.reminders)
         streams, at = touched(turn), max((entry.at for entry in turn.entries), default=0)
         plan.claims.extend((key, streams, at) for key in turn.claims)
         plan.releases.extend((key, streams, at) for key in turn.releases)
@@ -66,6 +75,11 @@ def plan_commit(turns: Sequence[Turn], heads: Mapping[int, int], fenced: set[int
     plan.claims.sort()
     plan.releases.sort()
     plan.snapshots = [newest[stream] for stream in sorted(newest)]
+    for key, reminder in sorted(pending.items(), key=_key):
+        if reminder is None:
+            plan.done.append(key)
+        else:
+            plan.reminders.append(reminder)
     return plan
 
 
@@ -125,3 +139,7 @@ def _columns(entry: Entry) -> tuple[Any, ...]:
 
 def _position(row: tuple[Any, ...]) -> tuple[int, int]:
     return row[0], row[1]
+
+
+def _key(item: tuple[tuple[str, str], object]) -> tuple[str, str]:
+    return item[0]

@@ -24,6 +24,33 @@ _COLUMNS: Final = (
 MOST_EVENTS_OF_A_COMMAND: Final = 128
 
 
+async def heads(connection: AsyncConnection, sql: Preparer, partitions: Sequence[int]) -> dict[int, int]:
+    """The last position of each partition, 0 for an empty one."""
+    found: dict[int, int] = {}
+    for piece in wide(partitions):
+        rows = await fetch(connection, sql.prepare(_heads, len(piece)), numbered(p=piece, q=piece))
+        found.update((number, position or 0) for number, position in rows)
+    return found
+
+
+async def ends(connection: AsyncConnection, sql: Preparer, streams: Sequence[str]) -> dict[str, int]:
+    """The last offset of each stream, 0 for an empty one."""
+    found: dict[str, int] = {}
+    for piece in wide(streams):
+        rows = await fetch(connection, sql.prepare(_ends, len(piece)), numbered(s=piece, r=piece))
+        found.update((stream, offset or 0) for stream, offset in rows)
+    return found
+
+
+async def cursors(connection: AsyncConnection, sql: Preparer, partitions: Sequence[int]) -> dict[int, int]:
+    """The relay cursor of each partition that has one."""
+    found: dict[int, int] = {}
+    for piece in wide(partitions):
+        rows = await fetch(connection, sql.prepare(_cursors, len(piece)), numbered(p=piece))
+        found.update(tuple(row) for row in rows)
+    return found
+
+
 async def snapshots(connection: AsyncConnection, sql: Preparer, streams: Sequence[str]) -> dict[str, Snapshot]:
     """The stored snapshot of each stream that has one."""
     found: dict[str, Snapshot] = {}
@@ -119,6 +146,33 @@ async def posted(
     if before is not None:
         query = query.where(_log.offset < before)
     return [(row[0], row[1]) for row in await connection.execute(query)]
+
+
+# --- SQL ---------------------------------------------------------------------------------------------------------
+# Each maximum stands alone, because only then both databases read one index entry for it.
+
+
+def _heads(width: int) -> Any:
+    return sa.union_all(*(_head(n) for n in range(width)))
+
+
+def _head(n: int) -> Any:
+    number = sa.bindparam(f"q{n}", type_=sa.Integer())
+    return sa.select(number, sa.func.max(_log.position)).where(_log.partition == sa.bindparam(f"p{n}"))
+
+
+def _ends(width: int) -> Any:
+    return sa.union_all(*(_end(n) for n in range(width)))
+
+
+def _end(n: int) -> Any:
+    name = sa.bindparam(f"r{n}", type_=sa.String())
+    return sa.select(name, sa.func.max(_log.offset)).where(_log.stream == sa.bindparam(f"s{n}"))
+
+
+def _cursors(width: int) -> Any:
+    c = t.relay_cursor.c
+    return sa.select(c.partition, c.position).where(c.partition.in_([sa.bindparam(f"p{n}") for n in range(width)]))
 
 
 def _forward(width: int) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from domain.aggregate import Account, AccountNeed, Facts, MessageNeed, Need, OpenOrdersNeed
+from domain.commands import Reminder
 from domain.ports import (
     Committed,
     ConversationRow,
@@ -57,6 +58,8 @@ class MemoryStore:
         self.snapshots: dict[str, Snapshot] = {}
         self.cursors: dict[int, int] = {}
         self.claims: dict[str, tuple[str, int | None]] = {}
+        self.reminders: dict[tuple[str, str], tuple[int, Reminder]] = {}
+        """By stream and name: with the partition."""
         self.conversations: dict[str, _Conversation] = {}
         self.messages: dict[tuple[str, str], MessageChange] = {}
         self.parties: dict[tuple[str, str, str], orders.Party] = {}
@@ -123,6 +126,9 @@ class MemoryPartitionLog:
         for key, streams, _ in plan.releases:
             if key not in kept and key in store.claims and store.claims[key][0] in streams:
                 del store.claims[key]
+        for over in plan.done:
+            store.reminders.pop(over, None)
+        store.reminders.update({(r.stream, r.name): (partition, r) for partition, r in plan.reminders})
         for identifier, change in chat.conversation_changes(plan.entries).items():
             _change_conversation(store, identifier, change)
         changes = orders.order_changes(plan.entries, plan.snapshots)
@@ -142,6 +148,9 @@ class MemoryPartitionLog:
     async def heads(self, partitions: Sequence[int]) -> dict[int, int]:
         return {partition: self.store.head(partition) for partition in partitions}
 
+    async def ends(self, streams: Sequence[str]) -> dict[str, int]:
+        return {stream: offset for stream in streams if (offset := self.store.end(stream))}
+
     async def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Entry]]:
         found = {}
         for key in keys:
@@ -158,6 +167,23 @@ class MemoryPartitionLog:
     async def save_cursors(self, cursors: Mapping[int, int]) -> None:
         for partition, position in cursors.items():
             self.store.cursors[partition] = max(position, self.store.cursors.get(partition, 0))
+
+    async def reminders(self, partitions: Sequence[int], before_ms: int, limit: int) -> list[Reminder]:
+        wanted = set(partitions)
+        found = [r for partition, r in self.store.reminders.values() if partition in wanted and r.due_at < before_ms]
+        return sorted(found, key=lambda r: (r.due_at, r.stream, r.name))[:limit]
+
+    async def drop_reminders(self, reminders: Sequence[Reminder]) -> None:
+        for over in reminders:
+            _, stored = self.store.reminders.get((over.stream, over.name), (0, None))
+            if stored is not None and (stored.due_at, stored.fence_offset) == (over.due_at, over.fence_offset):
+                del self.store.reminders[over.stream, over.name]
+
+    async def writer(self) -> int:
+        return 0
+
+    async def end_writers(self, numbers: Sequence[int]) -> None:
+        """There are no connections."""
 
     async def reserve(self, holder: str, keys: Sequence[str], now_ms: int, until_ms: int) -> str | None:
         for key in keys:

@@ -16,17 +16,18 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.chat import CHAT
+from domain.commands import Reminder
 from domain.orders import ORDERS
 from domain.ports import Committed, Entry, Loaded, OutcomeUnknown, Snapshot, StoreUnavailable, Takeover, Turn
-from storage import chat, claims, log_queries, orders
+from storage import chat, claims, log_queries, orders, takeover
 from storage import tables as t
 from storage.commit_plan import CommitPlan, Overtaken, plan_commit
 from storage.engine import Contended, Database, unavailable
-from storage.statements import Step, fetch, later, numbered, run, wide
+from storage.reminders import delete_reminders, due_reminders, reminder_rows
+from storage.statements import Step, later, run
+from storage.transactions import in_transaction
 
-TAKEOVER: Final = "takeover"
 _ATTEMPTS: Final = 8
-_TAKEN_AT_ONCE: Final = 256
 _REMEMBERED: Final = 65_536
 _READ_AT_ONCE: Final = 200
 
@@ -38,6 +39,7 @@ class SqlPartitionLog:
         self._db = database
         self._sql = database.sql
         self._writer: AsyncConnection | None = None
+        self._number = 0
         # What is known to be in the log, because it was written or read here. Rows are never deleted, so this stays
         # true; it saves asking whether a stream's or a partition's next row leaves a hole.
         self._positions: dict[int, int] = {}
@@ -47,44 +49,18 @@ class SqlPartitionLog:
         """Give the writing connection back."""
         await self._drop()
 
-    async def connection_id(self) -> int | None:
-        """The server's number of the writing connection, for `KILL`; None on SQLite."""
-        if self._db.is_sqlite:
-            return None
-        async with self._db.turn():
-            connection = await self._open()
-            try:
-                number = await connection.scalar(sa.select(sa.func.connection_id()))
-                await connection.rollback()
-            except DBAPIError as error:
-                await self._drop()
-                raise unavailable(error) from error
-        return int(number or 0)
-
     # --- owning ---------------------------------------------------------------------------------------------------
 
     async def take(self, partitions: Sequence[int], owner: str, at: int) -> dict[int, Takeover]:
-        wanted = sorted(set(partitions))
-        taken: dict[int, Takeover] = {}
-        for start in range(0, len(wanted), _TAKEN_AT_ONCE):
-            taken.update(await self._take(wanted[start : start + _TAKEN_AT_ONCE], owner, at))
+        taken = await takeover.take(self._db, partitions, owner, at) if partitions else {}
+        self._positions.update((partition, found.position) for partition, found in taken.items())
         return taken
 
-    async def _take(self, partitions: list[int], owner: str, at: int) -> dict[int, Takeover]:
-        clash: Exception | None = None
-        for _ in range(_ATTEMPTS * 2):
-            try:
-                async with self._db.write() as connection:
-                    heads = await self._heads(connection, partitions)
-                    cursors = await self._cursors(connection, partitions)
-                    rows = [(p, heads[p] + 1, None, None, TAKEOVER, None, None, owner, at, b"{}") for p in partitions]
-                    await run(connection, self._sql.insert(t.partition_log), rows)
-            except (IntegrityError, Contended, OutcomeUnknown) as error:
-                clash = error  # somebody takes them too; a second takeover row of ours would do no harm
-            else:
-                self._positions.update((p, heads[p] + 1) for p in partitions)
-                return {p: Takeover(heads[p] + 1, cursors.get(p, 0)) for p in partitions}
-        raise StoreUnavailable(f"partitions {partitions[0]}…{partitions[-1]} are wanted by too many") from clash
+    async def writer(self) -> int:
+        return self._number
+
+    async def end_writers(self, numbers: Sequence[int]) -> None:
+        await takeover.end_connections(self._db, numbers, self._number)
 
     # --- committing -----------------------------------------------------------------------------------------------
 
@@ -194,6 +170,7 @@ class SqlPartitionLog:
             (self._sql.insert(t.partition_log), plan.rows),
             *chat.rows(self._sql, conversations),
             *orders.rows(self._sql, changes),
+            *reminder_rows(self._sql, plan),
             (self._sql.upsert(t.stream_state, _state_upsert), states),
         ]
         return _Flush(steps, chat.message_events(conversations), changes)
@@ -207,9 +184,9 @@ class SqlPartitionLog:
 
     async def _check_no_hole(self, connection: AsyncConnection, plan: CommitPlan) -> None:
         doubtful, strangers = self._doubts(plan)
-        heads = await self._heads(connection, doubtful) if doubtful else {}
+        heads = await log_queries.heads(connection, self._sql, doubtful) if doubtful else {}
         fenced = {p for p in doubtful if heads[p] != plan.bases[p]}
-        ends = await self._ends(connection, strangers) if strangers else {}
+        ends = await log_queries.ends(connection, self._sql, strangers) if strangers else {}
         stale = {s for s in strangers if ends.get(s, 0) != plan.firsts[s] - 1}
         if fenced or stale:
             raise Overtaken(fenced, stale)
@@ -217,9 +194,9 @@ class SqlPartitionLog:
     async def _compare(self, plan: CommitPlan) -> Overtaken:
         """After a clash of keys: which partitions and streams others have moved on."""
         async with self._db.read() as connection:
-            heads = await self._heads(connection, list(plan.bases))
+            heads = await log_queries.heads(connection, self._sql, list(plan.bases))
             fenced = {p for p, base in plan.bases.items() if heads[p] != base}
-            ends = await self._ends(connection, list(plan.firsts))
+            ends = await log_queries.ends(connection, self._sql, list(plan.firsts))
             stale = {s for s, first in plan.firsts.items() if ends.get(s, 0) >= first}
             keys = [(entry.stream, entry.command_id) for entry in plan.entries if entry.command_id is not None]
             landed = await log_queries.first_rows(connection, self._sql, keys)
@@ -240,6 +217,7 @@ class SqlPartitionLog:
     async def _open(self) -> AsyncConnection:
         if self._writer is None:
             self._writer = await self._db.writer()
+            self._number = await takeover.number_of(self._db, self._writer)
         return self._writer
 
     async def _roll_back(self, connection: AsyncConnection) -> None:
@@ -253,7 +231,7 @@ class SqlPartitionLog:
 
     async def _drop(self) -> None:
         """Never use the connection again: nobody knows what it is in the middle of."""
-        connection, self._writer = self._writer, None
+        connection, self._writer, self._number = self._writer, None, 0
         if connection is not None:
             with contextlib.suppress(DBAPIError, OSError):
                 await connection.invalidate()
@@ -282,7 +260,12 @@ class SqlPartitionLog:
 
     async def heads(self, partitions: Sequence[int]) -> dict[int, int]:
         async with self._db.read() as connection:
-            return await self._heads(connection, list(partitions))
+            return await log_queries.heads(connection, self._sql, list(partitions))
+
+    async def ends(self, streams: Sequence[str]) -> dict[str, int]:
+        async with self._db.read() as connection:
+            found = await log_queries.ends(connection, self._sql, list(dict.fromkeys(streams)))
+        return {stream: offset for stream, offset in found.items() if offset}
 
     async def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Entry]]:
         async with self._db.read() as connection:
@@ -297,29 +280,16 @@ class SqlPartitionLog:
             async with self._db.write() as connection:
                 await run(connection, self._sql.upsert(t.relay_cursor, _cursor_upsert), sorted(cursors.items()))
 
+    async def reminders(self, partitions: Sequence[int], before_ms: int, limit: int) -> list[Reminder]:
+        async with self._db.read() as connection:
+            return await due_reminders(connection, self._sql, partitions, before_ms, limit)
+
+    async def drop_reminders(self, reminders: Sequence[Reminder]) -> None:
+        if reminders:
+            await in_transaction(self._db, lambda connection: delete_reminders(connection, self._sql, reminders))
+
     async def reserve(self, holder: str, keys: Sequence[str], now_ms: int, until_ms: int) -> str | None:
         return await claims.reserve(self._db, holder, keys, now_ms, until_ms) if keys else None
-
-    async def _heads(self, connection: AsyncConnection, partitions: Sequence[int]) -> dict[int, int]:
-        found: dict[int, int] = {}
-        for piece in wide(partitions):
-            rows = await fetch(connection, self._sql.prepare(_heads, len(piece)), numbered(p=piece, q=piece))
-            found.update((number, position or 0) for number, position in rows)
-        return found
-
-    async def _ends(self, connection: AsyncConnection, streams: Sequence[str]) -> dict[str, int]:
-        found: dict[str, int] = {}
-        for piece in wide(streams):
-            rows = await fetch(connection, self._sql.prepare(_ends, len(piece)), numbered(s=piece, r=piece))
-            found.update((stream, offset or 0) for stream, offset in rows)
-        return found
-
-    async def _cursors(self, connection: AsyncConnection, partitions: Sequence[int]) -> dict[int, int]:
-        found: dict[int, int] = {}
-        for piece in wide(partitions):
-            rows = await fetch(connection, self._sql.prepare(_cursors, len(piece)), numbered(p=piece))
-            found.update(tuple(row) for row in rows)
-        return found
 
 
 class SqlStreamReader:
@@ -386,34 +356,6 @@ def _in_one_transaction(connection: sqlite3.Connection, steps: Sequence[Step]) -
 
 def _usable(snapshot: Snapshot | None, schema: int | None) -> Snapshot | None:
     return snapshot if snapshot is not None and snapshot.schema == schema else None
-
-
-# --- SQL: each maximum stands alone, because only then both databases read one index entry for it ----------------
-
-_log: Final = t.partition_log.c
-
-
-def _heads(width: int) -> Any:
-    return sa.union_all(*(_head(n) for n in range(width)))
-
-
-def _head(n: int) -> Any:
-    number = sa.bindparam(f"q{n}", type_=sa.Integer())
-    return sa.select(number, sa.func.max(_log.position)).where(_log.partition == sa.bindparam(f"p{n}"))
-
-
-def _ends(width: int) -> Any:
-    return sa.union_all(*(_end(n) for n in range(width)))
-
-
-def _end(n: int) -> Any:
-    name = sa.bindparam(f"r{n}", type_=sa.String())
-    return sa.select(name, sa.func.max(_log.offset)).where(_log.stream == sa.bindparam(f"s{n}"))
-
-
-def _cursors(width: int) -> Any:
-    c = t.relay_cursor.c
-    return sa.select(c.partition, c.position).where(c.partition.in_([sa.bindparam(f"p{n}") for n in range(width)]))
 
 
 def _cursor_upsert(new: Any, old: Any) -> list[tuple[str, Any]]:

@@ -92,6 +92,18 @@ relay_cursor = table(
     sa.Column(POSITION, sa.BigInteger(), nullable=False),
 )
 
+reminder = table(
+    "reminder",
+    sa.Column(PARTITION, sa.Integer(), nullable=False),
+    sa.Column("stream", STREAM, primary_key=True),
+    sa.Column("name", ascii_text(64), primary_key=True),
+    sa.Column("due_at", MS, nullable=False),
+    sa.Column("fence_offset", sa.BigInteger(), nullable=False),
+    sa.Column("command", ascii_text(64), nullable=False),
+    sa.Column("payload", json_bytes(), nullable=False),
+    sa.Index(None, PARTITION, "due_at"),
+)
+
 setting = table(
     "setting",
     sa.Column("key", ascii_text(64), primary_key=True),

@@ -37,7 +37,7 @@ async def test_a_connection_that_died_while_idle_is_replaced_without_a_word(mari
     heads = await owned(log, partition)
     stream = conversation(partition)
     heads.update((await log.commit([turn(posted(stream, 1))], heads)).heads)
-    await kill(mariadb, await log.connection_id())
+    await kill(mariadb, await log.writer())
     done = await log.commit([turn(posted(stream, 2))], heads)
     assert done.heads == {partition: heads[partition] + 1}
     assert not done.stale
@@ -49,7 +49,8 @@ async def test_a_connection_that_dies_while_committing_leaves_the_outcome_unknow
     log = mariadb.log()
     heads = await owned(log, partition)
     stream = conversation(partition)
-    number = await log.connection_id()
+    heads.update((await log.commit([turn(posted(conversation(partition), 1))], heads)).heads)
+    number = await log.writer()
     async with mariadb.database().read() as blocker:
         # Inserts go through, COMMIT waits: the moment in which nobody can know.
         await blocker.execute(sa.text("BACKUP STAGE START"))
