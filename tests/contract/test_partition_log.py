@@ -5,7 +5,7 @@ import importlib.metadata
 
 import pytest
 
-from domain.ports import Entry, PartitionLog, Snapshot
+from domain.ports import Entry, PartitionLog, Snapshot, Turn
 from tests.contract.conftest import InSql, Store
 from tests.support.log_rows import AT, HASH, conversation, new_id, opened, order_row, order_state, posted, turn
 
@@ -213,6 +213,35 @@ async def test_a_snapshot_only_moves_forward(store: Store, partition: int) -> No
     late.entries, late.snapshots = [], [Snapshot(stream, 1, 1, b"old")]
     await zombie.commit([late], {})
     assert (await log.load([stream], SCHEMAS))[stream].snapshot == Snapshot(stream, 2, 1, b"new")
+
+
+async def test_snapshots_alone_are_kept_whoever_owns_the_partition(store: Store, partition: int) -> None:
+    log, other = store.log(), store.log()
+    heads = await owned(log, partition)
+    stream, second = conversation(partition), conversation(partition)
+    heads.update((await log.commit([turn(posted(stream, 1), posted(stream, 2), posted(second, 1))], heads)).heads)
+    await other.take([partition], "other", AT)
+    newer, older = Snapshot(stream, 2, 1, b"newer"), Snapshot(stream, 1, 1, b"older")
+
+    for snapshot in (newer, older):
+        done = await log.commit([Turn(partition, [], [snapshot])], heads)
+        assert (done.heads, done.fenced, done.stale) == ({}, frozenset(), frozenset())
+    # Beside rows that are fenced they are left out with them, which does no harm.
+    both = [Turn(partition, [], [Snapshot(second, 1, 1, b"x")]), turn(posted(second, 2))]
+    assert (await log.commit(both, heads)).fenced == {partition}
+
+    loaded = await other.load([stream, second], SCHEMAS)
+    assert (loaded[stream].snapshot, loaded[stream].tail) == (newer, [])
+    assert (loaded[second].snapshot, len(loaded[second].tail)) == (None, 1)
+
+
+async def test_ends_are_the_last_offsets_of_those_streams_that_have_any(store: Store, partition: int) -> None:
+    log = store.log()
+    heads = await owned(log, partition)
+    streams = [conversation(partition) for _ in range(130)]
+    await log.commit([turn(posted(streams[0], 1), posted(streams[0], 2)), turn(posted(streams[1], 1))], heads)
+    assert await store.log().ends([*streams, streams[1]]) == {streams[0]: 2, streams[1]: 1}
+    assert await store.log().ends([]) == {}
 
 
 async def test_cursors_only_move_forward_and_are_told_at_takeover(store: Store, partition: int) -> None:
