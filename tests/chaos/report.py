@@ -1,0 +1,108 @@
+"""What a run of the chaos suite has found: a row for every line of the catalogue, as JSON and as a table."""
+
+import json
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+SHORT, FULL = "short", "full"
+PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
+
+
+class Row(msgspec.Struct):
+    """One test's outcome. `id` is the catalogue's, `figures` whatever it measured, each name with its unit."""
+
+    id: str
+    what: str
+    test: str
+    verdict: str = PASSED
+    why: str = ""
+    """Why it was skipped, or how it failed."""
+    load: str = ""
+    repeats: int = 0
+    seconds: float = 0.0
+    figures: dict[str, Any] = {}
+
+
+class Report(msgspec.Struct):
+    """All rows of a run, and on what they were found."""
+
+    form: str
+    began: str
+    revision: str
+    machine: dict[str, Any]
+    rows: list[Row] = []
+
+    @property
+    def failed(self) -> list[Row]:
+        return [row for row in self.rows if row.verdict == FAILED]
+
+
+def begin(form: str, revision: str, machine: Mapping[str, Any]) -> Report:
+    """An empty report. `machine` says what it runs on, beside the versions known here."""
+    found = {"python": platform.python_version(), "system": platform.platform(), **machine}
+    return Report(form, datetime.now(UTC).isoformat(timespec="seconds"), revision, found)
+
+
+def table(report: Report) -> str:
+    """The report as Markdown: one line per row, then why rows were skipped or failed."""
+    lines = [
+        f"# Chaos, {report.form} form",
+        "",
+        f"{report.began}, revision {report.revision}; "
+        + ", ".join(f"{key} {value}" for key, value in report.machine.items()),
+        "",
+        "| id | what | load | repeats | seconds | figures | verdict |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    rows = sorted(report.rows, key=lambda row: (_number(row.id), row.id, row.test))
+    for row in rows:
+        cells = [row.id, row.what, row.load, str(row.repeats or ""), f"{row.seconds:.0f}", figures(row.figures)]
+        lines.append("| " + " | ".join(_cell(cell) for cell in [*cells, row.verdict]) + " |")
+    notes = [f"- {row.id} {row.verdict}: {row.why} (`{row.test}`)" for row in rows if row.why]
+    return "\n".join([*lines, "", *notes, ""]) if notes else "\n".join([*lines, ""])
+
+
+def figures(found: Mapping[str, Any]) -> str:
+    """Figures on one line, nested names joined with a dot."""
+    parts = []
+    for name, value in found.items():
+        if isinstance(value, Mapping):
+            parts += [f"{name}.{inner} {_shown(each)}" for inner, each in value.items()]
+        else:
+            parts.append(f"{name} {_shown(value)}")
+    return "; ".join(parts)
+
+
+def write(report: Report, folder: Path) -> tuple[Path, Path]:
+    """The JSON and the table, named by the time the run began."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = report.began.replace("-", "").replace(":", "").replace("+0000", "Z") + f"-{report.form}"
+    data, text = folder / f"{stem}.json", folder / f"{stem}.md"
+    data.write_text(json.dumps(msgspec.to_builtins(report), indent=1) + "\n")
+    text.write_text(table(report))
+    return data, text
+
+
+def missing(report: Report, wanted: Sequence[str]) -> list[str]:
+    """Lines of the catalogue of which the run says nothing."""
+    there = {row.id for row in report.rows}
+    return [each for each in wanted if each not in there]
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else f"{value}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _number(identifier: str) -> int:
+    found = re.search(r"[0-9]+", identifier)
+    return int(found[0]) if found else 10_000
