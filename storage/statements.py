@@ -90,10 +90,10 @@ async def fetch(connection: AsyncConnection, statement: Prepared, values: Mappin
     return (await connection.exec_driver_sql(statement.text, statement.row(values))).all()
 
 
-def wide(items: Sequence[T]) -> Iterator[list[T]]:
+def wide(items: Sequence[T], widest: int = WIDEST) -> Iterator[list[T]]:
     """The items in pieces whose lengths are powers of two, filled up with the last one: few texts serve any number."""
-    for start in range(0, len(items), WIDEST):
-        piece = list(items[start : start + WIDEST])
+    for start in range(0, len(items), widest):
+        piece = list(items[start : start + widest])
         width = 1 << (len(piece) - 1).bit_length()
         yield piece + [piece[-1]] * (width - len(piece))
 

@@ -101,7 +101,7 @@ reminder = table(
     sa.Column("fence_offset", sa.BigInteger(), nullable=False),
     sa.Column("command", ascii_text(64), nullable=False),
     sa.Column("payload", json_bytes(), nullable=False),
-    sa.Index(None, PARTITION, "due_at"),
+    sa.Index(None, "due_at", "stream", "name", PARTITION),
 )
 
 setting = table(

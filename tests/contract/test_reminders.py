@@ -1,11 +1,15 @@
 """What `ports.PartitionLog` promises of reminders: in memory, on SQLite and on MariaDB."""
 
 import pytest
+import sqlalchemy as sa
 
 from domain.commands import Reminder
 from domain.ids import PARTITIONS
 from domain.ports import PartitionLog
-from tests.contract.conftest import Store
+from storage import tables
+from storage.reminders import _due
+from storage.statements import numbered, run
+from tests.contract.conftest import InSql, Store
 from tests.support.log_rows import AT, conversation, new_id, posted, turn
 
 LATER = AT + 60_000
@@ -151,6 +155,25 @@ async def test_many_are_dropped_at_once(store: Store, partition: int) -> None:
     await log.commit([turn(posted(r.stream, 1), reminders=[r]) for r in wanted], heads)
     await log.drop_reminders(wanted[1:])
     assert await pending(log, partition) == wanted[:1]
+
+
+@pytest.mark.parametrize("width", [0, 256])
+async def test_the_next_ones_are_read_off_an_index_in_their_order(sql_store: InSql, partition: int, width: int) -> None:
+    """However many there are: neither database sorts them, or reads one that is not due."""
+    database, far = sql_store.database(), AT + 10**10
+    rows = [(partition + n % 4, f"order:{n}", "x", far + n, 1, "expire", b"{}") for n in range(3_000)]
+    async with database.write() as connection:
+        await run(connection, database.sql.insert(tables.reminder), rows)
+    statement = database.sql.prepare(_due, width)
+    values = {**numbered(p=range(partition, partition + width)), "before": far + 50, "most": 20}
+    explain = "EXPLAIN QUERY PLAN " if database.is_sqlite else "EXPLAIN "
+    async with database.read() as connection:
+        plan = [tuple(row) for row in await connection.exec_driver_sql(explain + statement.text, statement.row(values))]
+    async with database.write() as connection:
+        await connection.execute(sa.delete(tables.reminder).where(tables.reminder.c.due_at >= far))
+    assert len(plan) == 1, plan
+    assert "ix_reminder_due_at_stream_name_partition" in str(plan[0])
+    assert "sort" not in str(plan[0])
 
 
 async def test_a_turn_that_would_change_reminders_without_an_event_is_a_mistake(store: Store, partition: int) -> None:

@@ -45,7 +45,12 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("stream", "name"),
         **INNODB,
     )
-    op.create_index(op.f("ix_reminder_partition_due_at"), "reminder", ["partition", "due_at"], unique=False)
+    op.create_index(
+        op.f("ix_reminder_due_at_stream_name_partition"),
+        "reminder",
+        ["due_at", "stream", "name", "partition"],
+        unique=False,
+    )
 
 
 def downgrade() -> None:
