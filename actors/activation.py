@@ -5,18 +5,21 @@ from collections import OrderedDict, deque
 from typing import Any, Final
 
 import msgspec
-from domain.tracking import Track
 
 from domain.aggregate import Facts, Need, Rules
 from domain.commands import Accepted, Command, Publication, Query, Signal
 from domain.errors import Refusal
 from domain.ids import uuid7_ms
 from domain.ports import Entry, Loaded, Snapshot
+from domain.tracking import Track
 
 MAILBOX: Final = 256
 """Requests that may wait for one activation, those not yet committed included."""
 REMEMBERED: Final = 64
 """Committed commands that an activation remembers; it remembers every uncommitted one besides."""
+BARE_BYTES: Final = 3_000
+"""What an activation weighs before its state and what it remembers."""
+_BEHIND: Final = 64
 
 
 class Landed(msgspec.Struct):
@@ -28,6 +31,11 @@ class Landed(msgspec.Struct):
     at: int
     events: tuple[Publication, ...]
 
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes in memory."""
+        return 500 + sum(len(publication.data) for publication in self.events)
+
     def replay(self, view: bytes | None) -> Accepted:
         return Accepted(self.offset, self.at, self.events, True, view)
 
@@ -35,11 +43,15 @@ class Landed(msgspec.Struct):
 class Item:
     """A request on its way through a turn, with what has been found out for it so far."""
 
-    __slots__ = ("error", "facts", "found", "hash", "looked_up", "parsed", "reply", "request", "reserved", "rounds")
+    __slots__ = (
+        "error", "facts", "found", "hash", "looked_up", "parsed", "reply", "request", "reserved", "rounds", "until_s",
+    )  # fmt: skip
 
-    def __init__(self, request: Command | Query | Signal, reply: str) -> None:
+    def __init__(self, request: Command | Query | Signal, reply: str, until_s: float | None = None) -> None:
+        """`until_s`: when, by our monotonic clock, nobody waits for the answer any more; None: never."""
         self.request = request
         self.reply = reply
+        self.until_s = until_s
         self.parsed: Any = None
         self.error: Refusal | None = None
         self.hash: bytes | None = None
@@ -59,15 +71,20 @@ class Item:
 class Activation:
     """The live state of one stream. Single-threaded by construction: only its host's event loop touches it.
 
-    `version` is the offset up to which `state` has evolved, `committed` the one up to which that is durable.
-    A `dead` activation has been thrown away: whatever still refers to it must be asked again.
+    `version` is the offset up to which `state` has evolved, `committed` the one up to which that is durable; `stable`
+    is the state at that one. A `dead` activation has been thrown away: whatever still refers to it must be asked again.
+    `life` goes up whenever tentative turns were undone: what was decided in a former life must not be committed.
     """
 
     __slots__ = (
+        "_base",
+        "_behind",
+        "bytes",
         "committed",
         "complete",
         "dead",
         "last_used_s",
+        "life",
         "loading",
         "mailbox",
         "newest_id_ms",
@@ -101,6 +118,11 @@ class Activation:
         self.dead = False
         self.last_used_s = now_s
         self.track: Track | None = None
+        self.life = 0
+        self.bytes = BARE_BYTES
+        """About what it weighs in memory: the stored state thrice, and what it remembers."""
+        self._base: Any = None
+        self._behind: list[tuple[int, Any]] = []
 
     @property
     def version(self) -> int:
@@ -114,12 +136,60 @@ class Activation:
             self.newest_id_ms = snapshot.newest_id_ms
             self.snapshot_offset = snapshot.offset
             self.complete = False
+            self.bytes += 3 * len(snapshot.body)
         for entry in loaded.tail:
             self.state = self.rules.evolve(self.state, self.rules.decode_event(entry.body), entry.offset)
         self.committed = self.version
         for landed_id, landed in landings(self.rules, loaded.tail).items():
             self.remember(landed_id, landed)
         self.ready = True
+
+    # --- what is decided but not yet durable -----------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """The state is about to evolve by events that are not committed yet."""
+        if self._base is None:
+            self._base = self.rules.fork(self.state)
+
+    @property
+    def tentative(self) -> bool:
+        """Whether the state holds anything that is not durable."""
+        return self._base is not None
+
+    def landed(self, events: list[tuple[int, Any]]) -> None:
+        """These (offset, event) are durable now; they come in order."""
+        self.committed = max(self.committed, events[-1][0])
+        if self.committed >= self.version:
+            self._base = None
+            self._behind.clear()
+        elif self._base is not None:
+            self._behind += events
+            if len(self._behind) > _BEHIND:
+                self._catch_up()
+
+    def stable(self) -> Any:
+        """The state as committed: what may be shown at any time."""
+        if self._base is None:
+            return self.state
+        self._catch_up()
+        return self._base
+
+    def _catch_up(self) -> None:
+        for offset, event in self._behind:
+            self._base = self.rules.evolve(self._base, event, offset)
+        self._behind.clear()
+
+    def revert(self) -> None:
+        """Undo everything that is not durable."""
+        self.life += 1
+        self.state = self.stable()
+        self._base = None
+        for known in [known for known, landed in self.recent.items() if landed.last_offset > self.committed]:
+            self._forget(known)
+        if self.snapshot_offset > self.committed:
+            self.snapshot_offset = max(0, self.committed - self.rules.snapshot_every)
+
+    # --- commands seen before ---------------------------------------------------------------------------------------
 
     def rules_out(self, command_id: str) -> bool:
         """True if the id, which is not among the recent ones, cannot have landed in this stream before.
@@ -132,27 +202,34 @@ class Activation:
         return made_ms is not None and made_ms > self.newest_id_ms
 
     def remember(self, command_id: str, landed: Landed) -> None:
+        if command_id in self.recent:
+            self._forget(command_id)
         self.recent[command_id] = landed
+        self.bytes += landed.weight
         while len(self.recent) > REMEMBERED:
             oldest_id = next(iter(self.recent))
             if self.recent[oldest_id].last_offset > self.committed:
                 return
-            del self.recent[oldest_id]
+            self._forget(oldest_id)
             self.complete = False
             self.newest_id_ms = max(self.newest_id_ms, uuid7_ms(oldest_id) or 0)
 
-    def snapshot(self) -> Snapshot | None:
-        """The state as it is, when a snapshot is due."""
+    def _forget(self, command_id: str) -> None:
+        self.bytes -= self.recent.pop(command_id).weight
+
+    def snapshot(self, after: int = 0) -> Snapshot | None:
+        """The state as it is, when `after` events have come since the last one; 0: as often as the rules say."""
         version = self.version
-        if version - self.snapshot_offset < self.rules.snapshot_every:
+        if version - self.snapshot_offset < (after or self.rules.snapshot_every):
             return None
         self.snapshot_offset = version
+        body = self.rules.encode_state(self.state)
         newest = max((uuid7_ms(known) or 0 for known in self.recent), default=0)
         return Snapshot(
             self.stream,
             version,
             self.rules.schema,
-            self.rules.encode_state(self.state),
+            body,
             max(newest, self.newest_id_ms),
         )
 

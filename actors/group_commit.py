@@ -11,55 +11,85 @@ from actors.relay import Outgoing, Relay
 from actors.turn import Outcome
 from domain.commands import Answer
 from domain.errors import Code, Refused
-from domain.ports import Clock, Committed, Metrics, OutcomeUnknown, PartitionLog, StoreUnavailable, Subscription
+from domain.ports import (
+    Clock,
+    Committed,
+    Metrics,
+    OutcomeUnknown,
+    PartitionLog,
+    StoreUnavailable,
+    Subscription,
+    Turn,
+)
 
 log = logging.getLogger(__name__)
 
 FENCED: Final = Refused(Code.FENCED, "the partition has moved")
 """What callers are told who must ask again; the router does so by itself."""
+AWAY: Final = Refused(Code.FENCED, "the store is away", retry_after_s=0.2)
+"""The same while the store cannot be reached: nothing has changed, and the router asks again until its deadline."""
 
 
 class Partition:
-    """A partition that this host owns: under which takeover position, and how far its log goes."""
+    """A partition that this host owns: under which takeover position, and how far its log goes.
 
-    __slots__ = ("admitting", "head", "number", "owner", "subscription")
+    While it is `doubtful` nobody knows if the last flush is in the log: reads go on, and nothing else until it has been
+    taken anew.
+    """
+
+    __slots__ = ("admitting", "doubtful", "head", "number", "owner", "subscription")
 
     def __init__(self, number: int, owner: int) -> None:
         self.number = number
         self.owner = owner
         self.head = owner
         self.admitting = True
+        self.doubtful = False
         self.subscription: Subscription | None = None
 
 
 class Pending:
     """Something that waits for the next commit: a turn with its answer, or an answer that must not overtake one."""
 
-    __slots__ = ("activation", "outcome", "reply", "touched")
+    __slots__ = ("_lives", "activation", "outcome", "reply", "touched")
 
     def __init__(self, activation: Activation, outcome: Outcome, reply: str) -> None:
         self.activation = activation
         self.outcome = outcome
         self.reply = reply
         self.touched = tuple({id(a): a for a in (activation, *(step.activation for step in outcome.steps))}.values())
+        self._lives = tuple(touched.life for touched in self.touched)
+
+    @property
+    def void(self) -> bool:
+        """Whether any of what this was decided on has been thrown away or undone."""
+        return any(a.dead or a.life != life for a, life in zip(self.touched, self._lives, strict=True))
 
 
 class Owner(Protocol):
     """The host, as its group commit sees it."""
 
-    partitions: dict[int, Partition]
-
+    @property
+    def partitions(self) -> dict[int, Partition]: ...
     def answer(self, reply: str, answer: Answer) -> None: ...
     def lost(self, partitions: Iterable[Partition]) -> None:
         """Somebody else has taken these."""
         ...
 
+    def suspect(self, partitions: set[int]) -> None:
+        """What was decided for these may or may not be committed: decide nothing more until they are taken anew."""
+        ...
+
     def doubt(self, partitions: set[int]) -> None:
-        """What was decided for these may or may not be committed: forget it and take them anew."""
+        """What lives in these mirrors nothing any more: forget it and take them anew."""
         ...
 
     def forget(self, activation: Activation) -> None:
         """Throw the activation away; it is loaded again when it is next needed."""
+        ...
+
+    def landed(self, turn: Turn) -> None:
+        """The turn is durable."""
         ...
 
     def find(self, stream: str) -> Activation | None: ...
@@ -79,23 +109,36 @@ class GroupCommit:
         self._metrics = metrics
         self._largest = largest
         self._waiting: deque[Pending] = deque()
+        self._express: deque[Pending] = deque()
         self._filled = asyncio.Event()
         self._settled = asyncio.Event()
         self._rate = 1_000.0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._express)
 
     @property
     def wait_s(self) -> float:
         """How long it will take until everything that waits now is committed, by the measured rate."""
-        return max(0.05, len(self._waiting) / self._rate)
+        return max(0.05, len(self) / self._rate)
 
     def add(self, pending: Pending) -> None:
+        """Orders overtake conversations, except where they share an activation with something that waits already."""
+        express = pending.activation.rules.kind == "order" and not any(
+            touched.uncommitted for touched in pending.touched
+        )
         for touched in pending.touched:
             touched.uncommitted += 1
-        self._waiting.append(pending)
+        (self._express if express else self._waiting).append(pending)
         self._filled.set()
+
+    def _next(self) -> list[Pending]:
+        batch: list[Pending] = []
+        for queue in (self._express, self._waiting):
+            batch += [queue.popleft() for _ in range(min(len(queue), self._largest - len(batch)))]
+        if not len(self):
+            self._filled.clear()
+        return batch
 
     async def settle(self, activation: Activation, timeout_s: float) -> None:
         """Return when everything the activation has decided is committed, or the activation is dead.
@@ -114,9 +157,7 @@ class GroupCommit:
     async def run(self) -> None:
         while True:
             await self._filled.wait()
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._largest))]
-            if not self._waiting:
-                self._filled.clear()
+            batch = self._next()
             began_s = self._clock.monotonic_s()
             try:
                 await self._flush(batch)
@@ -150,8 +191,10 @@ class GroupCommit:
         except (OutcomeUnknown, StoreUnavailable) as error:
             log.warning("a flush of %d turns did not commit: %r", len(turns), error)
             self._metrics.count("flushes_failed")
-            self._owner.doubt({number for number in heads if self._owner.partitions.get(number) is held[number]})
-            self._fail(pending)
+            if isinstance(error, OutcomeUnknown):
+                self._owner.suspect({number for number in heads if self._owner.partitions.get(number) is held[number]})
+            self._undo(pending)
+            self._fail(pending, AWAY)
             return [], set()
         for number, head in committed.heads.items():
             held[number].head = head
@@ -166,27 +209,35 @@ class GroupCommit:
         return done, set(committed.heads) - committed.fenced
 
     def _living(self, batch: list[Pending]) -> list[Pending]:
-        """Those that may go on; whatever touches something dead dies with all that it touched, and is asked again.
+        """Those that may go on; what was decided on something undone is undone with all that it touched, and asked again.
 
-        That may kill what came before it too, so this goes on until nothing changes.
+        That may undo what came before it too, so this goes on until nothing changes.
         """
         alive = batch
         while True:
-            dead = [p for p in alive if any(a.dead for a in p.touched)]
-            dead += [p for p in alive if p.activation.partition not in self._owner.partitions and p not in dead]
+            dead = [p for p in alive if p.void or not self._may_commit(p)]
             if not dead:
                 return alive
-            for pending in dead:
-                for touched in pending.touched:
-                    self._owner.forget(touched)
+            self._undo(dead)
             self._fail(dead)
-            alive = [p for p in alive if p not in dead]
+            gone = set(map(id, dead))
+            alive = [p for p in alive if id(p) not in gone]
 
-    def _fail(self, batch: Iterable[Pending]) -> None:
+    def _may_commit(self, pending: Pending) -> bool:
+        partition = self._owner.partitions.get(pending.activation.partition)
+        return partition is not None and (pending.outcome.turn is None or not partition.doubtful)
+
+    def _undo(self, batch: Iterable[Pending]) -> None:
+        """What these decided never happened. Whatever else was decided on top of it is void from now on."""
+        for activation in {touched for pending in batch if pending.outcome.turn for touched in pending.touched}:
+            if activation.tentative and not activation.dead:
+                activation.revert()
+
+    def _fail(self, batch: Iterable[Pending], answer: Refused = FENCED) -> None:
         for pending in batch:
             for touched in pending.touched:
                 touched.uncommitted -= 1
-            self._owner.answer(pending.reply, FENCED)
+            self._owner.answer(pending.reply, answer)
         self._settled.set()
 
     async def _confirm(self, quiet: list[Pending], held: dict[int, Partition]) -> None:
@@ -198,7 +249,7 @@ class GroupCommit:
             heads = await self._log.heads(numbers)
         except StoreUnavailable:
             for pending in quiet:
-                pending.outcome.answer = Refused(Code.UNAVAILABLE, "the store does not answer", retry_after_s=1.0)
+                pending.outcome.answer = AWAY
             return
         self._owner.lost([held[number] for number in numbers if heads.get(number, 0) != held[number].head])
 
@@ -213,7 +264,7 @@ class GroupCommit:
                 activation = step.activation
                 if not step.events:
                     continue
-                activation.committed = max(activation.committed, step.events[-1][0])
+                activation.landed(step.events)
                 found = outgoing.get(id(activation))
                 if found is None:
                     owner = held[activation.partition].owner
@@ -222,7 +273,9 @@ class GroupCommit:
                 found.publications += step.publications
             for touched in pending.touched:
                 touched.uncommitted -= 1
-        self._relay.publish(outgoing.values())
+            if pending.outcome.turn is not None:
+                self._owner.landed(pending.outcome.turn)
+        self._relay.publish(outgoing.values(), self._clock.now_ms())
         for number in {out.activation.partition for out in outgoing.values()}:
             if self._owner.partitions.get(number) is held[number]:
                 self._relay.published(number, held[number].head)

@@ -1,9 +1,9 @@
 """A host: thousands of activations in one process, their mailboxes, and one group commit for all of them."""
 
 import asyncio
-import heapq
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import count
 from typing import Any, Final
 
 import msgspec
@@ -11,36 +11,48 @@ import msgspec
 from actors.activation import MAILBOX, Activation, Item, Landed, landings
 from actors.background import Background
 from actors.batcher import Batcher
-from actors.group_commit import FENCED, GroupCommit, Partition, Pending
+from actors.deadlines import Deadlines
+from actors.group_commit import AWAY, FENCED, GroupCommit, Partition, Pending
 from actors.kinds import Kinds
+from actors.ownership import Ownership
 from actors.relay import Relay
+from actors.reminders import Reminders
+from actors.residents import Residents, expired
+from actors.signals import Signals
 from actors.turn import ATTEMPTS, Broken, Lookup, Outcome, attempt, conflict
 from domain.aggregate import Need
-from domain.channels import command_subject, stream_partition
-from domain.chat import typing
-from domain.commands import Accepted, Answer, Command, Publication, Query, Request, Signal
+from domain.channels import stream_partition
+from domain.commands import (
+    Accepted,
+    Answer,
+    Command,
+    Compare,
+    Compared,
+    Query,
+    Request,
+    Signal,
+    Viewed,
+    partition_asked,
+)
 from domain.errors import Code, Refusal, Refused
-from domain.orders import ORDERS
 from domain.ports import (
     Broker,
-    BrokerUnavailable,
     Clock,
     FactSource,
-    Loaded,
     Metrics,
-    OutcomeUnknown,
     PartitionLog,
-    Position,
     ReadModels,
     Received,
     StoreUnavailable,
+    Turn,
 )
-from domain.tracking import Track
 
 log = logging.getLogger(__name__)
 
 LARGEST_ANSWER: Final = 500_000
 """Bytes of an answer; the broker takes 512 KiB. A larger one goes without what can be asked for on its own."""
+SHARES: Final = {"order": 1.0, "conversation": 0.9, "read": 0.75, "signal": 0.5}
+"""How full queues may be for requests of a class: under load typing is shed first, then reads, then chat, then orders."""
 
 
 class HostSettings(msgspec.Struct, frozen=True):
@@ -48,6 +60,8 @@ class HostSettings(msgspec.Struct, frozen=True):
 
     name: str = "host-0"
     incarnation: str = "1"
+    process: str = ""
+    """Tells this process from every other one, to whoever may have to end it; empty: nobody can."""
     flush_commands: int = 256
     """Turns in one commit."""
     buffer_commands: int = 4_096
@@ -55,8 +69,12 @@ class HostSettings(msgspec.Struct, frozen=True):
     lease_s: float = 0.5
     """An answer that commits nothing is given without asking the log if placement heard from us this recently."""
     idle_s: float = 300.0
+    idle_over_s: float = 30.0
+    """The same for streams of which little is to be expected any more, such as closed orders."""
     activations: int = 20_000
     """Live activations before the least recently used are dropped."""
+    activations_bytes: int = 512 << 20
+    """The same by about how much memory they take."""
     activations_ever: int = 30_000
     """With this many, loading ones included, callers of further streams are told `busy`."""
     reserve_s: float = 30.0
@@ -84,41 +102,53 @@ class Host:
         self.settings = settings
         self._log = partition_log
         self._fact_source = facts
-        self._read_models = read_models
         self._broker = broker
         self._clock = clock
         self._metrics = metrics
         self._kinds = kinds
         self._decoder = msgspec.msgpack.Decoder(Request)
         self._encoder = msgspec.msgpack.Encoder()
-        self.partitions: dict[int, Partition] = {}
-        self.wanted: set[int] = set()
-        self.activations: dict[str, Activation] = {}
         self._lease_from_s = float("-inf")
         self._cut_off_s = float("-inf")
         self._background = Background()
-        self._moving = asyncio.Lock()
-        self._loads: Batcher[str, Loaded] = Batcher(self._load_many)
+        self._deadlines = Deadlines()
+        self._inside: dict[str, Callable[[Answer], None]] = {}
+        self._inside_names = count()
         self._ids: Batcher[tuple[str, str], Landed] = Batcher(self._find_many)
         self._facts: Batcher[Need, Any] = Batcher(self._facts_many)
         self._relay = Relay(broker, partition_log, kinds, metrics)
         self._commits = GroupCommit(self, partition_log, self._relay, clock, metrics, settings.flush_commands)
-        self._positions: dict[str, list[Position]] = {}
+        self._signals = Signals(self._relay, read_models, clock, metrics)
+        self.activations = Residents(kinds, partition_log, clock, metrics, self._background, self.answer, self._drain)
+        self.ownership = Ownership(
+            f"{settings.name}/{settings.incarnation}",
+            settings.retry_s,
+            self.activations,
+            self._receive,
+            partition_log,
+            self._relay,
+            broker,
+            clock,
+            metrics,
+        )
+        self.reminders = Reminders(partition_log, clock, metrics, self.submit, lambda: self.partitions)
+        self.ownership.commits, self.ownership.reminders = self._commits, self.reminders
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         self._broker.on_lost(self._cut_off)
         self._broker.on_reconnect(self._reconnected)
-        self._background.spawn(self._commits.run())
-        self._background.spawn(self._relay.run())
-        self._background.spawn(self._tidy_forever())
+        for work in (self._commits.run(), self._relay.run(), self.reminders.run(), self._tidy_forever()):
+            self._background.spawn(work)
 
     async def stop(self) -> None:
         """Hand everything back: finish what was admitted, then stop."""
-        await self.release(list(self.partitions))
+        await self.ownership.release(list(self.partitions))
+        await self.ownership.stop()
         await self._background.stop()
-        for batcher in (self._loads, self._ids, self._facts):
+        await self.activations.close()
+        for batcher in (self._ids, self._facts):
             await batcher.close()
 
     def leased(self, sent_s: float) -> None:
@@ -135,124 +165,83 @@ class Host:
         self._cut_off()
         self._relay.lose()
 
+    async def writer(self) -> int:
+        """The database's number of the connection that writes here; 0 where there is none."""
+        return await self._log.writer()
+
     # --- partitions ----------------------------------------------------------------------------------------------
 
-    async def assign(self, partitions: Iterable[int]) -> None:
-        """Own exactly these from now on: release what is not among them, take what is missing."""
-        self.wanted = set(partitions)
-        async with self._moving:
-            await self.release([number for number in self.partitions if number not in self.wanted])
-        await self._retake(self.wanted - self.partitions.keys())
+    @property
+    def partitions(self) -> dict[int, Partition]:
+        return self.ownership.partitions
 
-    async def _take(self, numbers: Sequence[int]) -> None:
-        if not numbers:
-            return
-        owner = f"{self.settings.name}/{self.settings.incarnation}"
-        taken = await self._log.take(numbers, owner, self._clock.now_ms())
-        for number, takeover in taken.items():
-            self.partitions[number] = Partition(number, takeover.position)
-        try:
-            await self._relay.take_over(taken)
-            await asyncio.gather(*(self._listen(p) for n in taken if (p := self.partitions.get(n)) is not None))
-        except BaseException:
-            for number in taken:
-                self._drop(number)
-            raise
-        self._metrics.count("takeovers", len(taken))
-        self._metrics.gauge("partitions", len(self.partitions))
-
-    async def _listen(self, partition: Partition) -> None:
-        partition.subscription = await self._broker.subscribe(command_subject(partition.number), self._receive)
-        if self.partitions.get(partition.number) is not partition:
-            await partition.subscription.stop()
-
-    async def release(self, numbers: Sequence[int]) -> None:
-        """Stop admitting, finish and commit what was admitted, forget the partitions."""
-        leaving = [self.partitions[number] for number in numbers if number in self.partitions]
-        if not leaving:
-            return
-        await asyncio.gather(*(partition.subscription.stop() for partition in leaving if partition.subscription))
-        for partition in leaving:
-            partition.admitting = False
-        gone = {partition.number for partition in leaving}
-        try:
-            for activation in [a for a in self.activations.values() if a.partition in gone]:
-                await self._commits.settle(activation, 2.0)
-            await self._relay.settle(gone)
-        except StoreUnavailable as error:
-            log.warning("left partitions unsettled: %s", error)
-        for partition in leaving:
-            self._drop(partition.number)
-
-    def _drop(self, number: int) -> None:
-        """Forget a partition and everything that lives in it, at once; whoever waits is told to ask again."""
-        partition = self.partitions.pop(number, None)
-        self._relay.forget(number)
-        for stream, activation in list(self.activations.items()):
-            if activation.partition == number:
-                self._kill(activation)
-                del self.activations[stream]
-        if partition is not None and partition.subscription is not None:
-            self._background.spawn(partition.subscription.stop())
-        self._metrics.gauge("partitions", len(self.partitions))
-
-    def _kill(self, activation: Activation) -> None:
-        activation.dead = True
-        while activation.mailbox:
-            self.answer(activation.mailbox.popleft().reply, FENCED)
+    async def assign(
+        self, partitions: Iterable[int], later: Collection[int] = (), giving: Collection[int] = ()
+    ) -> None:
+        """See `Ownership.assign`."""
+        await self.ownership.assign(partitions, later, giving)
 
     def lost(self, partitions: Iterable[Partition]) -> None:
-        """Somebody else has taken these; whether they should come back is placement's to say."""
-        for partition in partitions:
-            if self.partitions.get(partition.number) is partition:
-                log.warning("partition %d was taken by another host", partition.number)
-                self._metrics.count("fenced_partitions")
-                self._drop(partition.number)
+        self.ownership.lost(partitions)
+
+    def suspect(self, partitions: set[int]) -> None:
+        self.ownership.suspect(partitions)
 
     def doubt(self, partitions: set[int]) -> None:
-        """What was decided for these may or may not be committed: forget it and take the partitions anew."""
-        for number in partitions:
-            self._drop(number)
-        self._background.spawn(self._retake(set(partitions)))
-
-    async def _retake(self, numbers: set[int]) -> None:
-        """Take these partitions, however long the store is away, as long as they are wanted here."""
-        while numbers := {number for number in numbers if number in self.wanted and number not in self.partitions}:
-            try:
-                async with self._moving:
-                    await self._take(sorted((numbers & self.wanted) - self.partitions.keys()))
-            except (StoreUnavailable, OutcomeUnknown, BrokerUnavailable) as error:
-                log.warning("could not take %d partitions: %s", len(numbers), error)
-                await asyncio.sleep(self.settings.retry_s)
-            except Exception:
-                log.exception("could not take %d partitions", len(numbers))
-                await asyncio.sleep(self.settings.retry_s)
+        self.ownership.doubt(partitions)
 
     # --- receiving -----------------------------------------------------------------------------------------------
 
     def _receive(self, received: Received) -> None:
         try:
-            request: Command | Query | Signal = self._decoder.decode(received.data)
-            partition = self.partitions.get(stream_partition(request.stream_id))
+            request: Request = self._decoder.decode(received.data)
+            partition = self.partitions.get(partition_asked(request))
         except (msgspec.DecodeError, ValueError):
             self.answer(received.reply, Refused(Code.INVALID, "not a request"))
             return
+        until_s = None
+        if not isinstance(request, Signal) and request.wait_ms:
+            now_s = self._clock.monotonic_s()
+            left_ms = self._deadlines.left_ms(received.reply, request.sent_ms, request.wait_ms, int(now_s * 1000))
+            if left_ms < 0:
+                self._metrics.count("expired_commands")
+                return
+            until_s = now_s + left_ms / 1000
         if partition is None or not partition.admitting:
             self.answer(received.reply, FENCED)
+        elif isinstance(request, Compare):
+            self._background.spawn(self._compare(request, partition, received.reply))
+        else:
+            self._admit(request, received.reply, until_s, partition)
+
+    def submit(self, command: Command, answered: Callable[[Answer], None]) -> None:
+        """Run a command of the platform's own, as if it had come by the broker."""
+        reply = f"_INSIDE.{next(self._inside_names)}"
+        self._inside[reply] = answered
+        partition = self.partitions.get(stream_partition(command.stream_id))
+        if partition is None or not partition.admitting:
+            self.answer(reply, FENCED)
+        else:
+            self._admit(command, reply, None, partition)
+
+    def _admit(
+        self, request: Command | Query | Signal, reply: str, until_s: float | None, partition: Partition
+    ) -> None:
+        if partition.doubtful and isinstance(request, Command):
+            self.answer(reply, AWAY)
             return
-        if not isinstance(request, Signal) and request.deadline_ms and request.deadline_ms < self._clock.now_ms():
-            self._metrics.count("expired_commands")
+        stream = request.stream
+        if stream not in self.activations and len(self.activations) >= self.settings.activations_ever:
+            self.answer(reply, self._busy())
             return
-        if request.stream not in self.activations and len(self.activations) >= self.settings.activations_ever:
-            self.answer(received.reply, self._busy())
-            return
-        activation = self._activation(request.stream)
-        if len(activation.mailbox) + activation.uncommitted >= MAILBOX or (
-            len(self._commits) >= self.settings.buffer_commands
+        activation = self.activations.activate(stream)
+        share = SHARES[_class_of(request)]
+        if len(activation.mailbox) + activation.uncommitted >= MAILBOX * share or (
+            len(self._commits) >= self.settings.buffer_commands * share
         ):
-            self.answer(received.reply, self._busy())
+            self.answer(reply, self._busy())
             return
-        activation.mailbox.append(Item(request, received.reply))
+        activation.mailbox.append(Item(request, reply, until_s))
         if activation.ready and not activation.paused:
             self._drain(activation)
 
@@ -263,6 +252,10 @@ class Host:
     def answer(self, reply: str, answer: Answer) -> None:
         if not reply:
             return
+        inside = self._inside.pop(reply, None)
+        if inside is not None:
+            inside(answer)
+            return
         data = self._encoder.encode(answer)
         if len(data) > LARGEST_ANSWER:
             if isinstance(answer, Accepted):
@@ -271,44 +264,30 @@ class Host:
                 data = self._encoder.encode(Refused(Code.PAYLOAD_TOO_LARGE, "the answer is too large to be sent"))
         self._relay.send(reply, data)
 
-    # --- activations ---------------------------------------------------------------------------------------------
-
-    def _activation(self, stream: str) -> Activation:
-        activation = self.activations.get(stream)
-        if activation is None:
-            kind = stream.partition(":")[0]
-            activation = Activation(stream, stream_partition(stream), self._kinds[kind], self._clock.monotonic_s())
-            self.activations[stream] = activation
-            activation.loading = self._background.spawn(self._load(activation))
-            self._metrics.gauge("activations", len(self.activations))
-        activation.last_used_s = self._clock.monotonic_s()
-        return activation
-
-    async def _load(self, activation: Activation) -> None:
+    async def _compare(self, compare: Compare, partition: Partition, reply: str) -> None:
+        """Where streams stand, from what is live here and for the rest from the log; no activation is made for it."""
+        heads = {name: live.committed for name in compare.streams if (live := self.find(name)) is not None}
         try:
-            loaded = await self._loads.get(activation.stream)
-            if activation.dead:
+            if rest := [stream for stream in compare.streams if stream not in heads]:
+                heads |= await self._log.ends(rest)
+            if not self.lease_fresh() and not await self._still_owned(partition):
+                self.answer(reply, FENCED)
                 return
-            activation.load(loaded or Loaded(None, []))
-        except StoreUnavailable as error:
-            self._refuse_all(activation, Refused(Code.UNAVAILABLE, str(error), retry_after_s=1.0))
+        except StoreUnavailable:
+            self.answer(reply, AWAY)
             return
-        except Exception:
-            log.exception("could not load %s", activation.stream)
-            self._refuse_all(activation, Refused(Code.UNAVAILABLE, "the stream could not be loaded"))
-            return
-        self._drain(activation)
+        self.answer(reply, Compared(partition.owner, tuple(heads.get(stream, 0) for stream in compare.streams)))
 
-    def _refuse_all(self, activation: Activation, refused: Refused) -> None:
-        if self.activations.get(activation.stream) is activation:
-            del self.activations[activation.stream]
-        activation.dead = True
-        while activation.mailbox:
-            self.answer(activation.mailbox.popleft().reply, refused)
+    async def _still_owned(self, partition: Partition) -> bool:
+        """Ask the log. A position that is not ours yet may be that of our own flush under way: look again then."""
+        for _ in range(5):
+            heads = await self._log.heads([partition.number])
+            if heads.get(partition.number, 0) == partition.head:
+                return True
+            await asyncio.sleep(0.02)
+        return False
 
-    async def _load_many(self, streams: Sequence[str]) -> dict[str, Loaded]:
-        self._metrics.count("activation_loads", len(streams))
-        return await self._log.load(streams, {kind: rules.schema for kind, rules in self._kinds.items()})
+    # --- activations ---------------------------------------------------------------------------------------------
 
     async def _find_many(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Landed]:
         found = await self._log.find_commands(keys)
@@ -323,14 +302,14 @@ class Host:
         return {need: facts.get(need) for need in needs}
 
     def forget(self, activation: Activation) -> None:
-        """Throw the activation away; whoever waits for it is told to ask again."""
-        if self.activations.get(activation.stream) is activation:
-            del self.activations[activation.stream]
-        self._kill(activation)
+        self.activations.forget(activation)
 
     def find(self, stream: str) -> Activation | None:
-        activation = self.activations.get(stream)
-        return activation if activation is not None and activation.ready and not activation.dead else None
+        return self.activations.find(stream)
+
+    def landed(self, turn: Turn) -> None:
+        if turn.reminders or turn.done:
+            self.reminders.landed(turn)
 
     # --- turns ---------------------------------------------------------------------------------------------------
 
@@ -344,9 +323,18 @@ class Host:
         if partition is None:
             self.answer(item.reply, FENCED)
             return
+        if expired(item, self._clock.monotonic_s()):
+            self._metrics.count("expired_commands")
+            return
+        if partition.doubtful and isinstance(item.request, Command):
+            self.answer(item.reply, AWAY)
+            return
         try:
             if isinstance(item.request, Signal):
-                self._signal(activation, item.request, partition.owner)
+                self._signals.take(activation, item.request, partition.owner)
+                return
+            if isinstance(item.request, Query) and item.request.name == "inspect":
+                self._end(activation, item, Outcome(self._inspect(activation, item.request, partition), durable=True))
                 return
             outcome = attempt(activation, item, self._clock.now_ms(), partition.owner, self.find)
         except Broken:
@@ -369,7 +357,8 @@ class Host:
         self._end(activation, item, outcome)
 
     def _end(self, activation: Activation, item: Item, outcome: Outcome) -> None:
-        if outcome.turn is None and not activation.uncommitted and self.lease_fresh():
+        waits = activation.uncommitted and not outcome.durable
+        if outcome.turn is None and not waits and self.lease_fresh():
             self.answer(item.reply, outcome.answer)
             return
         self._commits.add(Pending(activation, outcome, item.reply))
@@ -384,8 +373,8 @@ class Host:
             await self._find_out(activation, item, lookup)
         except Refusal as refusal:
             refused = refusal.refused
-        except StoreUnavailable as error:
-            refused = Refused(Code.UNAVAILABLE, str(error), retry_after_s=1.0)
+        except StoreUnavailable:
+            refused = AWAY
         except Exception:
             log.exception("a look-up for %s failed", activation.stream)
             refused = Refused(Code.UNAVAILABLE, "the command failed")
@@ -422,73 +411,62 @@ class Host:
     async def _wait_ready(self, stream: str) -> None:
         if stream_partition(stream) not in self.partitions:
             raise Refusal.of(FENCED)
-        loading = self._activation(stream).loading
+        loading = self.activations.activate(stream).loading
         if loading is not None:
             done, _ = await asyncio.wait({loading}, timeout=5.0)
             if not done:
                 raise StoreUnavailable(f"{stream} did not load in time")
 
-    # --- signals -------------------------------------------------------------------------------------------------
+    # --- seeing it -----------------------------------------------------------------------------------------------
 
-    def _signal(self, activation: Activation, signal: Signal, owner: int) -> None:
-        """Typing and fixes: checked, conflated, published without an offset; never answered."""
-        if not activation.version or not activation.rules.may_signal(activation.state, signal.actor, signal.name):
-            self._metrics.count("signals_refused")
-            return
-        try:
-            if signal.name == "typing":
-                data: bytes | None = typing(signal.actor, signal.payload)
-            else:
-                activation.track = activation.track or Track()
-                data, kept = ORDERS.signal(
-                    activation.state,
-                    activation.track,
-                    signal.actor,
-                    signal.name,
-                    signal.payload,
-                    self._clock.now_ms(),
-                )
-                if kept and len(self._positions) < 10_000:
-                    self._positions.setdefault(signal.stream_id, []).extend(kept)
-        except (msgspec.DecodeError, Refusal):
-            self._metrics.count("signals_refused")
-            return
-        if data is not None:
-            self._relay.ephemeral(activation.stream, owner, Publication(0, data))
-
-    # --- tidying -------------------------------------------------------------------------------------------------
+    def _inspect(self, activation: Activation, query: Query, partition: Partition) -> Answer:
+        """How an activation stands, for operators: nothing of what people wrote is in it."""
+        if query.actor.kind not in ("system", "ops") or not activation.committed:
+            return Refused(Code.NOT_FOUND, f"there is no such {query.kind}")
+        standing = {
+            "stream": activation.stream,
+            "partition": partition.number,
+            "host": self.settings.name,
+            "incarnation": self.settings.incarnation,
+            "owner": partition.owner,
+            "version": activation.version,
+            "committed": activation.committed,
+            "snapshot_offset": activation.snapshot_offset,
+            "mailbox": len(activation.mailbox),
+            "uncommitted": activation.uncommitted,
+            "bytes": activation.bytes,
+            "recent": [
+                {"command_id": known, "offset": landed.offset, "at": landed.at}
+                for known, landed in reversed(activation.recent.items())
+            ],
+            "reminders": [
+                {"name": r.name, "due_at": r.due_at, "fence_offset": r.fence_offset}
+                for r in activation.rules.reminders(activation.stable())
+            ],
+        }
+        return Viewed(activation.committed, msgspec.json.encode(standing))
 
     async def _tidy_forever(self) -> None:
-        """Once a second: store sampled positions, drop what is idle, report depths."""
+        """Once a second: store sampled positions, drop what is idle or too much, report depths."""
+        settings = self.settings
         while True:
             await asyncio.sleep(1.0)
             try:
-                await self._store_positions()
-                self._collect()
+                await self._signals.store()
+                self.activations.collect(
+                    settings.idle_s,
+                    settings.idle_over_s,
+                    settings.activations,
+                    settings.activations_bytes,
+                    self.ownership.store,
+                )
             except Exception:
                 log.exception("tidying failed")
-            self._metrics.gauge("activations", len(self.activations))
             self._metrics.gauge("pending_commits", len(self._commits))
+            self._metrics.gauge("mailbox_depth", self.activations.deepest())
 
-    async def _store_positions(self) -> None:
-        kept, self._positions = self._positions, {}
-        for order_id, positions in kept.items():
-            try:
-                await self._read_models.add_positions(order_id, positions)
-            except (StoreUnavailable, OutcomeUnknown):
-                self._metrics.count("positions_lost", len(positions))
 
-    def _collect(self) -> None:
-        """Drop what has been idle, and beyond the limit whatever was least recently used."""
-        now_s = self._clock.monotonic_s()
-        idle = [
-            activation
-            for activation in self.activations.values()
-            if now_s - activation.last_used_s > (self.settings.idle_s if activation.version else 1.0)
-        ]
-        excess = len(self.activations) - self.settings.activations
-        oldest = heapq.nsmallest(excess, self.activations.values(), key=lambda a: a.last_used_s) if excess > 0 else []
-        for activation in (*idle, *oldest):
-            if activation.ready and not (activation.mailbox or activation.paused or activation.uncommitted):
-                activation.dead = True
-                self.activations.pop(activation.stream, None)
+def _class_of(request: Command | Query | Signal) -> str:
+    if isinstance(request, Command):
+        return request.kind
+    return "read" if isinstance(request, Query) else "signal"

@@ -6,10 +6,11 @@ from typing import Any
 from domain.aggregate import Rules
 from domain.chat import CHAT
 from domain.orders import OrderRules
+from domain.policy import DEFAULT_POLICY, Policy
 
 Kinds = Mapping[str, Rules[Any, Any]]
 
 
-def kinds(pepper: bytes) -> Kinds:
+def kinds(pepper: bytes, policy: Policy = DEFAULT_POLICY) -> Kinds:
     """The rules of every kind; `pepper` is the platform's secret that goes into check-in codes."""
-    return {"conversation": CHAT, "order": OrderRules(pepper=pepper)}
+    return {"conversation": CHAT, "order": OrderRules(policy, pepper)}

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-import os
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import msgspec
@@ -17,6 +17,7 @@ from actors.placement import (
     Heartbeat,
     Placement,
     Table,
+    handover_subject,
     probe_subject,
 )
 from domain.ports import Broker, BrokerUnavailable, Clock, Metrics, NoResponders, Received, RequestTimeout
@@ -25,10 +26,18 @@ log = logging.getLogger(__name__)
 
 PROBE_S: Final = 0.1
 """How often placement asks each host's connection for a sign of life."""
+HANDED_AT_ONCE: Final = 32
+"""Partitions in one step of a handoff: as many as one transaction takes in a few milliseconds, so that each pauses briefly."""
+HANDOVER_S: Final = 2.0
+"""How long a new owner waits for the next step of a handoff before it takes what is left by the fence."""
+LEAVE_S: Final = 15.0
+ASK_S: Final = 1.0
+"""A host that wants to leave and hears nothing of placement for this long goes without it."""
 
 _encoder = msgspec.msgpack.Encoder()
 _tables = msgspec.msgpack.Decoder(Table)
 _heartbeats = msgspec.msgpack.Decoder(Heartbeat)
+_numbers = msgspec.msgpack.Decoder(tuple[int, ...])
 
 
 class HostMember:
@@ -41,68 +50,172 @@ class HostMember:
         self._metrics = metrics
         self._table = Table(0, {})
         self._news = asyncio.Event()
+        self._beat_now = asyncio.Event()
+        self._leaving = False
+        self._heard_leaving = False
+        self._alone = False
+        self._awaited: set[int] = set()
+        self._patience_until_s = 0.0
         self._background = Background()
 
     async def start(self) -> None:
-        await self._broker.subscribe(probe_subject(self._host.settings.incarnation), self._probed)
+        me = self._host.settings.incarnation
+        await self._broker.subscribe(probe_subject(me), self._probed)
+        await self._broker.subscribe(handover_subject(me), self._handed)
         await self._broker.subscribe(TABLE_SUBJECT, lambda received: self._told(received.data))
         self._background.spawn(self._beat())
-        self._background.spawn(self._carry_out())
+        self._background.spawn(self._carry_out_forever())
 
     async def stop(self) -> None:
         await self._background.stop()
 
+    async def leave(self, timeout_s: float = LEAVE_S) -> bool:
+        """Hand over every partition to the other hosts, commands under way included; True when that is done.
+
+        False where there is nobody to hand over to or to ask, or it took longer: then the host still owns some.
+        """
+        self._leaving = True
+        self._beat_now.set()
+        began_s = self._clock.monotonic_s()
+        while self._host.partitions and not self._alone:
+            waited_s = self._clock.monotonic_s() - began_s
+            if waited_s > timeout_s or (waited_s > ASK_S and not self._heard_leaving):
+                break
+            await asyncio.sleep(0.02)
+        return not self._host.partitions
+
+    # --- heartbeats ------------------------------------------------------------------------------------------------
+
     def _probed(self, received: Received) -> None:
-        self._background.spawn(self._broker.publish(received.reply, b""))
+        self._background.spawn(self._send(received.reply, b""))
+
+    async def _send(self, subject: str, data: bytes) -> None:
+        try:
+            await self._broker.publish(subject, data)
+        except BrokerUnavailable:
+            self._metrics.count("replies_lost")
 
     def _told(self, data: bytes) -> None:
         table = _tables.decode(data)
         mine = set(table.owners.get(self._host.settings.incarnation, ()))
         if table.version > self._table.version:
             self._table = table
-            self._host.wanted = mine
+            self._host.ownership.wanted = mine
+            self._patience_until_s = self._clock.monotonic_s() + HANDOVER_S
             self._news.set()
-        elif table.version == self._table.version and mine != self._host.partitions.keys():
+        elif table.version == self._table.version and mine != self._host.partitions.keys() and not self._awaited:
             self._news.set()
 
     async def _beat(self) -> None:
         settings = self._host.settings
         while True:
+            self._beat_now.clear()
             sent_s = self._clock.monotonic_s()
-            beat = Heartbeat(
-                settings.name, settings.incarnation, os.getpid(), len(self._host.partitions), self._table.version
-            )
             try:
+                beat = Heartbeat(
+                    settings.name,
+                    settings.incarnation,
+                    settings.process,
+                    len(self._host.partitions),
+                    self._table.version,
+                    await self._host.writer(),
+                    self._leaving,
+                    len(self._host.activations),
+                    self._host.activations.deepest(),
+                )
                 answer = await self._broker.request(HEARTBEAT_SUBJECT, _encoder.encode(beat), 2 * HEARTBEAT_S)
             except (RequestTimeout, NoResponders, BrokerUnavailable):
                 self._metrics.count("heartbeats_missed")
+            except Exception:
+                log.exception("a heartbeat failed")
             else:
                 self._host.leased(sent_s)
                 self._told(answer)
-            await asyncio.sleep(max(0.0, sent_s + HEARTBEAT_S - self._clock.monotonic_s()))
+                self._heard_leaving = beat.leaving
+                self._alone = beat.leaving and bool(self._table.owners.get(settings.incarnation))
+            await _any_news(self._beat_now, max(0.0, sent_s + HEARTBEAT_S - self._clock.monotonic_s()))
 
-    async def _carry_out(self) -> None:
+    # --- the table -------------------------------------------------------------------------------------------------
+
+    async def _carry_out_forever(self) -> None:
         while True:
-            await self._news.wait()
+            wait_s = max(0.0, self._patience_until_s - self._clock.monotonic_s()) if self._awaited else None
+            if not await _any_news(self._news, wait_s):
+                log.warning("%d partitions were not handed over: they are taken", len(self._awaited))
+                self._metrics.count("handovers_missed")
             self._news.clear()
-            await self._host.assign(self._table.owners.get(self._host.settings.incarnation, ()))
+            try:
+                await self._carry_out(self._table)
+            except Exception:
+                log.exception("the table could not be carried out")
+                await asyncio.sleep(PROBE_S)
+                self._news.set()
+
+    async def _carry_out(self, table: Table) -> None:
+        me = self._host.settings.incarnation
+        mine = set(table.owners.get(me, ()))
+        giving = set(table.giving.get(me, ())) & self._host.partitions.keys()
+        self._awaited = set()
+        if self._clock.monotonic_s() < self._patience_until_s:
+            coming = {n for giver, given in table.giving.items() if giver != me for n in given}
+            self._awaited = (coming & mine) - self._host.partitions.keys()
+        await self._host.ownership.end(table.ended)
+        await self._host.assign(mine, self._awaited, giving)
+        await self._hand_over(table, giving)
+
+    async def _hand_over(self, table: Table, giving: set[int]) -> None:
+        """In small steps, each to its new owner, so that no partition is without an owner for long."""
+        for owner, owned in table.owners.items():
+            for step in _steps(sorted(giving.intersection(owned)), HANDED_AT_ONCE):
+                if self._table is not table:
+                    return  # the newer table says who gets the rest
+                await self._host.ownership.hand_over(step)
+                try:
+                    await self._broker.request(handover_subject(owner), _encoder.encode(step), HANDOVER_S)
+                except (RequestTimeout, NoResponders, BrokerUnavailable) as error:
+                    log.warning("%s did not take %d partitions in time: %r", owner, len(step), error)
+
+    def _handed(self, received: Received) -> None:
+        self._background.spawn(self._take(_numbers.decode(received.data), received.reply))
+
+    async def _take(self, numbers: tuple[int, ...], reply: str) -> None:
+        self._patience_until_s = self._clock.monotonic_s() + HANDOVER_S
+        await self._host.ownership.retake(numbers)
+        self._awaited.difference_update(numbers)
+        await self._send(reply, b"")
 
 
 class PlacementService:
     """Placement's side: hears heartbeats, probes hosts, publishes the table. Two of them at once are harmless."""
 
-    def __init__(self, broker: Broker, clock: Clock, metrics: Metrics, expected: int = 0) -> None:
-        """`expected`: how many hosts there should be; 0 where nobody knows."""
+    def __init__(
+        self,
+        broker: Broker,
+        clock: Clock,
+        metrics: Metrics,
+        expected: int = 0,
+        end: Callable[[str, float], Awaitable[bool]] | None = None,
+    ) -> None:
+        """`expected`: how many hosts there should be; 0 where nobody knows.
+
+        `end` is asked, again and again for half a minute, to end the process of a host that was given up because its
+        heartbeats stopped, and told for how many seconds they have; True: it has been ended. One that is only late is
+        heard again before that.
+        """
         self._broker = broker
         self._clock = clock
         self._metrics = metrics
+        self._end = end
+        self._ending: set[str] = set()
         self.placement = Placement(clock.now_ms(), expected)
+        self._hears = True
+        self._looked_s = clock.monotonic_s()
         self._trust_probes_from_s = float("-inf")
         self._background = Background()
 
     async def start(self) -> None:
-        self._broker.on_lost(self._doubt_probes)
-        self._broker.on_reconnect(self._doubt_probes)
+        self._broker.on_lost(self._cut_off)
+        self._broker.on_reconnect(self._back)
         await self._broker.subscribe(HEARTBEAT_SUBJECT, self._heard)
         self._background.spawn(self._watch())
 
@@ -112,7 +225,17 @@ class PlacementService:
     def died(self, incarnation: str) -> None:
         """News from elsewhere (Ray) that a host's process is gone for good."""
         if self.placement.died(incarnation, for_good=True):
+            self._metrics.count("failovers")
             self._announce(f"{incarnation} died")
+
+    def _cut_off(self) -> None:
+        self._hears = False
+        self._doubt_probes()
+
+    def _back(self) -> None:
+        self._hears = True
+        self.placement.excuse(self._clock.monotonic_s())
+        self._doubt_probes()
 
     def _doubt_probes(self) -> None:
         """After our own connection was lost, hosts may be as busy with theirs: only heartbeats tell who lives."""
@@ -121,7 +244,7 @@ class PlacementService:
     def _heard(self, received: Received) -> None:
         beat = _heartbeats.decode(received.data)
         if self.placement.heard(beat, self._clock.monotonic_s()):
-            self._announce(f"{beat.name} is here")
+            self._announce(f"{beat.name} {'leaves' if beat.leaving else 'is here'}")
         self._background.spawn(self._send(received.reply))
 
     async def _send(self, subject: str) -> None:
@@ -132,16 +255,38 @@ class PlacementService:
 
     def _announce(self, why: str) -> None:
         table = self.placement.table
-        log.info("table %d: %s; %s", table.version, why, {host: len(owned) for host, owned in table.owners.items()})
+        owned = {host: len(owned) for host, owned in table.owners.items()}
+        log.info(
+            "table %d: %s; %s, to be handed over: %d", table.version, why, owned, sum(map(len, table.giving.values()))
+        )
         self._metrics.count("tables")
         self._background.spawn(self._send(TABLE_SUBJECT))
 
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(PROBE_S)
-            if self.placement.tick(self._clock.monotonic_s()):
+            now_s = self._clock.monotonic_s()
+            if now_s - self._looked_s > MISSED * PROBE_S:
+                self.placement.excuse(now_s)  # we slept, not they
+            self._looked_s = now_s
+            if self._hears and self.placement.tick(now_s):
+                self._metrics.count("failovers")
                 self._announce("heartbeats stopped")
+            for beat, for_s in self.placement.silent(now_s):
+                if self._end is not None and beat.process and beat.process not in self._ending:
+                    self._ending.add(beat.process)
+                    self._background.spawn(self._end_process(beat, for_s))
             await asyncio.gather(*(self._probe(beat.incarnation) for beat in self.placement.hosts().values()))
+
+    async def _end_process(self, beat: Heartbeat, for_s: float) -> None:
+        assert self._end is not None
+        try:
+            if await self._end(beat.process, for_s):
+                log.warning("the process of %s was ended after %.1f s of silence", beat.name, for_s)
+                self._metrics.count("hosts_ended")
+                self.placement.forget_silent(beat.name)
+        finally:
+            self._ending.discard(beat.process)
 
     async def _probe(self, incarnation: str) -> None:
         """A host that hangs still has its connection and is left to the heartbeats; one that crashed has none."""
@@ -149,7 +294,21 @@ class PlacementService:
             await self._broker.request(probe_subject(incarnation), b"", PROBE_S)
         except NoResponders:
             if self._clock.monotonic_s() >= self._trust_probes_from_s and self.placement.died(incarnation):
-                self._metrics.count("hosts_gone")
+                self._metrics.count("failovers")
                 self._announce(f"{incarnation} has no connection")
         except (RequestTimeout, BrokerUnavailable):
             pass
+
+
+async def _any_news(event: asyncio.Event, timeout_s: float | None) -> bool:
+    """Wait for the event; False when the time is over first."""
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _steps(numbers: list[int], size: int) -> Iterator[tuple[int, ...]]:
+    for start in range(0, len(numbers), size):
+        yield tuple(numbers[start : start + size])

@@ -12,8 +12,17 @@ HEARTBEAT_S: Final = 0.25
 MISSED: Final = 3
 """A host is taken for dead after this many heartbeats have not come."""
 
+FORGET_S: Final = 30.0
+REMEMBERED: Final = 16
+"""Writing connections of given up hosts that stand in the table."""
+
 HEARTBEAT_SUBJECT: Final = "placement.heartbeat"
 TABLE_SUBJECT: Final = "placement.table"
+
+
+def handover_subject(incarnation: str) -> str:
+    """Where a host is told, in planned handoffs, that partitions are free for it: a request, answered when it has them."""
+    return f"host.{incarnation}.handover"
 
 
 def probe_subject(incarnation: str) -> str:
@@ -22,21 +31,36 @@ def probe_subject(incarnation: str) -> str:
 
 
 class Heartbeat(msgspec.Struct, frozen=True, array_like=True):
-    """A host is alive: its stable name, the incarnation that lives, its process, and how many partitions it owns."""
+    """A host is alive: its stable name, the incarnation that lives, and how many partitions it owns."""
 
     name: str
     incarnation: str
-    pid: int
+    process: str
+    """Tells the host's process from every other one, in words of whoever can end it; empty where nobody can."""
     owned: int
     version: int
-    """The version of the table that the host has carried out."""
+    """The version of the newest table that the host has heard."""
+    writer: int = 0
+    """The database's number of the connection that writes; 0 where there is none."""
+    leaving: bool = False
+    """The host wants to hand over everything it owns, and go."""
+    activations: int = 0
+    mailbox: int = 0
+    """The length of its longest mailbox."""
 
 
 class Table(msgspec.Struct, frozen=True, array_like=True):
-    """Who should own what. `owners` maps a host's incarnation to its partitions; later versions win."""
+    """Who should own what; later versions win.
+
+    `owners` maps a host's incarnation to its partitions. `giving` maps a live incarnation to partitions which it is to
+    hand over to the owner named here: that one waits for it. `ended` are the writing connections of hosts that were given
+    up without a handover: whoever takes partitions ends them first, in case their host is only paused.
+    """
 
     version: int
     owners: dict[str, tuple[int, ...]]
+    giving: dict[str, tuple[int, ...]] = {}
+    ended: tuple[int, ...] = ()
 
 
 def weight(host: str, partition: int) -> int:
@@ -77,6 +101,8 @@ class Placement:
         self._expected = expected
         self._replaced: dict[str, str] = {}
         self._hosts: dict[str, Seen] = {}
+        self._silent: dict[str, Seen] = {}
+        self._ended: tuple[int, ...] = ()
         self._table = Table(0, {})
         self._listen_until_s = float("-inf")
 
@@ -98,12 +124,34 @@ class Placement:
         before = self._hosts.get(heartbeat.name)
         if before is not None and before.heartbeat.incarnation != heartbeat.incarnation:
             self._replaced[heartbeat.name] = before.heartbeat.incarnation
+            self._give_up(before.heartbeat)
         self._hosts[heartbeat.name] = Seen(heartbeat, now_s)
+        self._silent.pop(heartbeat.name, None)
         if before is None or before.heartbeat.incarnation != heartbeat.incarnation:
             if 0 < self._expected <= len(self._hosts):
                 self._listen_until_s = now_s
-            return now_s >= self._listen_until_s and self._recompute()
-        return False
+        elif before.heartbeat.leaving == heartbeat.leaving:
+            return False
+        return now_s >= self._listen_until_s and self._recompute()
+
+    def excuse(self, now_s: float) -> None:
+        """We could not hear anybody for a while: nobody is silent because of that."""
+        for seen in self._hosts.values():
+            seen.at_s = now_s
+
+    def silent(self, now_s: float) -> list[tuple[Heartbeat, float]]:
+        """Hosts that were given up because their heartbeats stopped, and for how many seconds; for half a minute each."""
+        for name in [name for name, seen in self._silent.items() if now_s - seen.at_s > FORGET_S]:
+            del self._silent[name]
+        return [(seen.heartbeat, now_s - seen.at_s) for seen in self._silent.values()]
+
+    def forget_silent(self, name: str) -> None:
+        """The process of this host has been ended."""
+        self._silent.pop(name, None)
+
+    def _give_up(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.writer and not heartbeat.leaving:
+            self._ended = (*self._ended, heartbeat.writer)[-REMEMBERED:]
 
     def died(self, incarnation: str, *, for_good: bool = False) -> bool:
         """A host is gone; True if the table changed. `for_good`: its process is, so nothing of it may be heard again.
@@ -115,7 +163,7 @@ class Placement:
             self._replaced[name] = incarnation
         if not names or len(self._hosts) == 1:
             return False
-        del self._hosts[names[0]]
+        self._give_up(self._hosts.pop(names[0]).heartbeat)
         return bool(self._table.version) and self._recompute()
 
     def tick(self, now_s: float) -> bool:
@@ -126,17 +174,38 @@ class Placement:
         dropped = False
         for name in [n for n, seen in self._hosts.items() if now_s - seen.at_s > HEARTBEAT_S * MISSED]:
             if len(self._hosts) > 1:
-                del self._hosts[name]
+                self._silent[name] = self._hosts.pop(name)
+                self._give_up(self._silent[name].heartbeat)
                 dropped = True
         listened = not self._table.version and bool(self._hosts) and now_s >= self._listen_until_s
         return (dropped or listened) and self._recompute()
 
     def _recompute(self) -> bool:
+        staying = [name for name, seen in self._hosts.items() if not seen.heartbeat.leaving]
+        if not staying and self._table.version:
+            return False  # everybody leaves: nobody can take over from anybody
         owners = {
-            self._hosts[name].heartbeat.incarnation: partitions for name, partitions in assign(self._hosts).items()
+            self._hosts[name].heartbeat.incarnation: partitions
+            for name, partitions in assign(staying or self._hosts).items()
         }
         if owners == self._table.owners:
             return False
         self._version += 1
-        self._table = Table(self._version, owners)
+        self._table = Table(self._version, owners, self._giving(owners), self._ended)
         return True
+
+    def _giving(self, owners: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """What the live hosts are to hand over: what they own by the last table and not by this one.
+
+        A handover that is still under way to the same owner goes on.
+        """
+        alive = {seen.heartbeat.incarnation for seen in self._hosts.values()}
+        now = {partition: owner for owner, owned in owners.items() for partition in owned}
+        was = {partition: owner for owner, owned in self._table.owners.items() for partition in owned}
+        givers = {p: giver for giver, given in self._table.giving.items() for p in given if now[p] == was.get(p)}
+        givers |= {p: owner for p, owner in was.items() if now.get(p) != owner}
+        giving: dict[str, list[int]] = {}
+        for partition, giver in sorted(givers.items()):
+            if giver in alive and now.get(partition) not in (None, giver):
+                giving.setdefault(giver, []).append(partition)
+        return {giver: tuple(given) for giver, given in giving.items()}

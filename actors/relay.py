@@ -74,9 +74,9 @@ class Relay:
         self._queue.append((subject, data))
         self._filled.set()
 
-    def publish(self, outgoing: Iterable[Outgoing]) -> None:
+    def publish(self, outgoing: Iterable[Outgoing], committed_ms: int) -> None:
         for out in outgoing:
-            self._deliver(out.activation.stream, out.owner, out.publications)
+            self._deliver(out.activation.stream, out.owner, out.publications, committed_ms)
             for user_id, data in out.activation.rules.hints(out.activation.state, out.events):
                 self.send(user_subject(user_id), self._encoder.encode(Hint(user_id, data)))
 
@@ -205,15 +205,15 @@ class Relay:
             self._metrics.count("republished", len(page))
             await asyncio.sleep(0)
 
-    def _deliver(self, stream: str, owner: int, publications: list[Publication]) -> None:
+    def _deliver(self, stream: str, owner: int, publications: list[Publication], committed_ms: int = 0) -> None:
         subject = event_subject(stream)
         run: list[Publication] = []
         size = 0
         for publication in publications:
             if run and size + len(publication.data) > LARGEST_BYTES:
-                self.send(subject, self._encoder.encode(Delivery(stream, owner, tuple(run))))
+                self.send(subject, self._encoder.encode(Delivery(stream, owner, tuple(run), committed_ms)))
                 run, size = [], 0
             run.append(publication)
             size += len(publication.data)
         if run:
-            self.send(subject, self._encoder.encode(Delivery(stream, owner, tuple(run))))
+            self.send(subject, self._encoder.encode(Delivery(stream, owner, tuple(run), committed_ms)))

@@ -18,6 +18,7 @@ from domain.commands import (
     Command,
     Publication,
     Query,
+    Reminder,
     Status,
     Viewed,
     command_hash,
@@ -48,14 +49,24 @@ class Step(msgspec.Struct):
     activation: Activation
     events: list[tuple[int, Any]]
     publications: list[Publication]
+    reminders: tuple[Reminder, ...] = ()
+    """Those that stood before."""
 
 
 class Outcome(msgspec.Struct):
-    """The end of a turn. Without `turn` nothing is to be committed and `answer` can go as soon as that is allowed."""
+    """The end of a turn. Without `turn` nothing is to be committed and `answer` can go as soon as that is allowed.
+
+    `durable`: the answer rests on nothing that still waits for its commit.
+    """
 
     answer: Answer
     turn: Turn | None = None
     steps: list[Step] = []
+    durable: bool = False
+
+
+OVER: Final = Refused(Code.CONFLICT, "the reminder does not stand any more")
+EARLY: Final = Refused(Code.BUSY, "the reminder is not due yet", retry_after_s=1.0)
 
 
 class Broken(Exception):
@@ -78,28 +89,31 @@ def attempt(
         assert isinstance(item.request, Command)
         return _command(activation, item, item.request, now_ms, find)
     except Refusal as refusal:
-        return Outcome(refusal.refused)
+        return Outcome(refusal.refused, durable=isinstance(item.request, Query))
 
 
 def _query(activation: Activation, item: Item, query: Query, owner: int) -> Outcome | Lookup:
-    rules, state = activation.rules, activation.state
+    """What is asked is answered from what is durable, whatever waits for its commit; so reads never wait for writes."""
+    rules, state = activation.rules, activation.stable()
+    version = rules.version(state)
     missing = item.missing(rules.needs(state, query.actor, query.name))
     if missing:
         return Lookup(needs=missing)
     facts = item.known()
     if query.name == "view":
-        body = rules.view(state, query.actor, facts) if activation.version else None
+        body = rules.view(state, query.actor, facts) if version else None
         if body is None:
             raise Refusal(Code.NOT_FOUND, f"there is no such {query.kind}")
-        return Outcome(Viewed(activation.version, body))
-    if not activation.version or not rules.may_read(state, query.actor, facts):
+        return Outcome(Viewed(version, body), durable=True)
+    if not version or not rules.may_read(state, query.actor, facts):
         raise Refusal(Code.NOT_FOUND, f"there is no such {query.kind}")
     if query.name == "attach":
-        return Outcome(Attached(rules.epoch(state), activation.version, owner))
+        return Outcome(Attached(rules.epoch(state), version, owner), durable=True)
     if not _settled_id(activation, item, query.command_id):
         return Lookup(command=True)
     landed = activation.recent.get(query.command_id) or item.found
-    return Outcome(Status(landed is not None, landed.offset if landed else None))
+    tentative = landed is not None and landed.last_offset > activation.committed
+    return Outcome(Status(landed is not None, landed.offset if landed else None), durable=not tentative)
 
 
 def _settled_id(activation: Activation, item: Item, command_id: str) -> bool:
@@ -133,6 +147,12 @@ def _command(
         raise conflict(Code.IDEMPOTENCY_MISMATCH, detail, activation, item, command, offset=landed.offset)
     if not is_uuid(command.command_id) and command.name not in WITHOUT_ID:
         raise invalid("command_id", "invalid", "every write carries a canonical lower-case UUID")
+    if command.reminder is not None:
+        standing = {(r.name, r.due_at, r.fence_offset) for r in rules.reminders(state)}
+        if (command.reminder.name, command.reminder.due_at, command.reminder.fence_offset) not in standing:
+            return Outcome(OVER)
+        if now_ms < command.reminder.due_at:
+            return Outcome(EARLY)
     missing = item.missing(rules.needs_of(state, command, item.parsed))
     if missing:
         return Lookup(needs=missing, settle=any(isinstance(need, MessageNeed) for need in missing))
@@ -188,6 +208,7 @@ def _apply(
         first = _step(activation, turn, command, remembered, item.hash or b"", decision.events, now_ms)
         steps = [first, *_relate(decision.related, turn, now_ms, find)]
         for step in steps:
+            _remind(step, turn)
             snapshot: Snapshot | None = step.activation.snapshot()
             if snapshot is not None:
                 turn.snapshots.append(snapshot)
@@ -196,6 +217,14 @@ def _apply(
         raise Broken(f"{command.name} on {command.stream} failed half-way: {error!r}") from error
     accepted = Accepted(first.events[0][0], now_ms, tuple(first.publications), False, view)
     return Outcome(decision.refusal or accepted, turn, steps)
+
+
+def _remind(step: "Step", turn: Turn) -> None:
+    """What the stream will do by itself, where the turn has changed that."""
+    before, after = set(step.reminders), set(step.activation.rules.reminders(step.activation.state))
+    names = {reminder.name for reminder in after}
+    turn.reminders.extend(sorted(after - before, key=lambda reminder: reminder.name))
+    turn.done.extend(sorted((r.stream, r.name) for r in before - after if r.name not in names))
 
 
 def _relate(related: list[Command], turn: Turn, now_ms: int, find: Callable[[str], Activation | None]) -> "list[Step]":
@@ -225,7 +254,10 @@ def _step(
     now_ms: int,
 ) -> Step:
     """Evolve the activation by the events and write their log rows into the turn."""
-    rules, step = activation.rules, Step(activation, [], [])
+    rules = activation.rules
+    step = Step(activation, [], [], rules.reminders(activation.state))
+    if events:
+        activation.begin()
     offset = activation.version
     for n, event in enumerate(events):
         offset += 1

@@ -190,11 +190,13 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True):
     """What travels on a stream's event subject: publications of one stream in order, and who speaks.
 
     `owner` is the takeover position under which the host speaks: a receiver drops ephemeral items of a lower one.
+    `committed_ms` is when they were committed, by the host's clock; 0 where that was long ago, or never will be.
     """
 
     stream: str
     owner: int
     items: tuple[Publication, ...]
+    committed_ms: int = 0
 
 
 class Hint(msgspec.Struct, frozen=True, array_like=True):

@@ -479,6 +479,38 @@ class ReadModels(Protocol):
 # --- seeing it ---------------------------------------------------------------------------------------------------
 
 
+class Taken(msgspec.Struct, frozen=True):
+    """Who took a partition last: `owner` as it was given to `PartitionLog.take`, the takeover row's position and time."""
+
+    owner: str
+    position: int
+    at: int
+
+
+class StreamRecord(msgspec.Struct, frozen=True):
+    """What the database has of a stream and of the partition it lives in.
+
+    `head` is the stream's last offset (0: it does not exist) and `at` that event's time; `position` is the last one of
+    the partition, `cursor` the one up to which events are known to be published, `taken` its last takeover.
+    """
+
+    head: int
+    at: int | None
+    snapshot_offset: int
+    position: int
+    cursor: int
+    taken: Taken | None
+    reminders: tuple[Reminder, ...] = ()
+
+
+class StreamRecords(Protocol):
+    """The database's side of a stream, for operators: what its activation should agree with."""
+
+    async def record(self, stream: str) -> StreamRecord:
+        """Raises `StoreUnavailable`."""
+        ...
+
+
 class Metrics(Protocol):
     """Counters, gauges and histograms, cheap enough for a hot path: values are gathered and flushed once a second."""
 

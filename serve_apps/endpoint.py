@@ -7,8 +7,8 @@ endpoint is about a stream, bad parameters are told only to who may know of the 
 import inspect
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Final, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -45,10 +45,17 @@ class Rule(StrEnum):
     """A user whom the stream in the path admits; to all others it does not exist."""
     OWNER = "owner"
     """A user, and only about what is their own; the rest does not exist."""
+    OPS = "ops"
+    """Operations: an account with one of the roles in `OPERATORS`. All others are refused, whatever they ask about."""
     SIGNED = "signed"
     """A payment provider that signs its body."""
     DEV = "dev"
     """Anybody, in the environment `dev`; elsewhere it does not exist."""
+
+
+GUARDED: Final = frozenset({Rule.USER, Rule.MEMBER, Rule.OWNER, Rule.OPS})
+"""The rules that ask for an access token."""
+OPERATORS: Final = frozenset({"ops", "admin"})
 
 
 class Rate(StrEnum):
@@ -90,10 +97,23 @@ class Endpoint:
     keyed: bool = False
     """Takes the header `Idempotency-Key`."""
     details: str = ""
+    words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Parts of the path that are not ids, each with the words that it may be; all others do not exist."""
+    html: bool = False
+    """Answers with a page as well, to who asks for `text/html`."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The variable parts of the path."""
+        return tuple(re.findall(r"{(\w+)}", self.path))
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(re.findall(r"{(\w+)}", self.path))
+        return tuple(part for part in self.parts if part not in self.words)
+
+    def exists(self, parts: Mapping[str, str]) -> bool:
+        """Whether there can be anything at all under these parts of the path."""
+        return all(value in self.words[name] if name in self.words else is_uuid(value) for name, value in parts.items())
 
 
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
@@ -110,6 +130,8 @@ def endpoint(
     stream: Kind | None = None,
     media_type: str = JSON,
     keyed: bool = False,
+    words: Mapping[str, tuple[str, ...]] | None = None,
+    html: bool = False,
 ) -> Callable[[Function], Endpoint]:
     """Make an endpoint of a function `(call, [body], [query], ids...)`; its annotations are the documented shapes.
 
@@ -139,6 +161,8 @@ def endpoint(
             media_type=media_type,
             keyed=keyed,
             details=details.strip(),
+            words=words or {},
+            html=html,
         )
 
     return wrap
@@ -170,6 +194,12 @@ class Call:
     def actor(self) -> Actor:
         caller = self.caller
         return Actor("user", caller.user_id, caller.session_id)
+
+    @property
+    def wants_page(self) -> bool:
+        """Whether the caller would rather have a page than JSON."""
+        accept = self.headers.get(b"accept", b"").lower()
+        return _quality(accept, b"text/html") > _quality(accept, b"application/json")
 
     @property
     def locale(self) -> str:
@@ -213,8 +243,7 @@ class Call:
         expected_version: int | None = None,
     ) -> Accepted:
         timeout_s = self.settings.ask_timeout_s
-        deadline_ms = self.now_ms() + int(timeout_s * 1000)
-        command = Command(kind, stream_id, name, actor, command_id, _encode(payload), expected_version, deadline_ms)
+        command = Command(kind, stream_id, name, actor, command_id, _encode(payload), expected_version)
         answer = await self.services.router.ask(command, timeout_s)
         if not isinstance(answer, Accepted):
             raise TypeError(f"a command was answered by {type(answer).__name__}")
@@ -223,8 +252,7 @@ class Call:
     async def query(self, kind: Kind, stream_id: str, name: Literal["attach", "view"]) -> Any:
         """`Attached` or `Viewed`; Refusal `not_found` where the caller may not know of the stream."""
         timeout_s = self.settings.ask_timeout_s
-        deadline_ms = self.now_ms() + int(timeout_s * 1000)
-        query = Query(kind, stream_id, name, self.actor, deadline_ms=deadline_ms)
+        query = Query(kind, stream_id, name, self.actor)
         return await self.services.router.ask(query, timeout_s)
 
     async def view(self, kind: Kind, stream_id: str) -> Viewed:
@@ -247,6 +275,16 @@ def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     for name, value in raw:
         headers[name] = headers[name] + b", " + value if name in headers else value
     return headers
+
+
+def _quality(accept: bytes, media_type: bytes) -> float:
+    """How much a media type that is named in `Accept` is wanted (RFC 9110, section 12.5.1); 0 where it is not named."""
+    for item in accept.split(b","):
+        name, _, parameters = item.partition(b";")
+        if name.strip() == media_type:
+            match = re.search(rb"(?:^|;)\s*q=([01](?:\.[0-9]{0,3})?)\s*(?:;|$)", parameters)
+            return float(match[1]) if match else 1.0
+    return 0.0
 
 
 def client_ip(client: Any, forwarded: bytes, trusted_hops: int) -> str:
@@ -320,7 +358,6 @@ def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPR
     """The Litestar handler of an endpoint."""
     decoder = msgspec.json.Decoder(row.body) if row.body is not None else None
     encoder = msgspec.json.Encoder()
-    guarded = row.rule in (Rule.USER, Rule.MEMBER, Rule.OWNER)
     stream_id_name = row.ids[0] if row.stream and row.ids else ""
     histogram = f"http_seconds_{row.name}"
 
@@ -338,10 +375,12 @@ def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPR
         if row.rule is Rule.DEV and not settings.dev:
             raise NotFoundException
         await _count(call, row.rate)
-        if guarded:
+        if row.rule in GUARDED:
             call.identity = await _identify(call)
+        if row.rule is Rule.OPS and OPERATORS.isdisjoint((await call.user()).roles):
+            raise Refusal(Code.FORBIDDEN, "for operations only")
         ids = request.scope["path_params"]
-        if not all(is_uuid(value) for value in ids.values()):
+        if not row.exists(ids):
             raise Refusal(Code.NOT_FOUND)
         try:
             values = await arguments(call)

@@ -74,9 +74,9 @@ class Storm:
     async def beat(self, host: Host) -> None:
         """Now and then a host hears of the table and carries it out, later than others or sooner."""
         while True:
-            host.wanted = set(self.table.get(host, ()))
-            if host.wanted != host.partitions.keys():
-                await host.assign(host.wanted)
+            host.ownership.wanted = set(self.table.get(host, ()))
+            if host.ownership.wanted != host.partitions.keys():
+                await host.assign(host.ownership.wanted)
             await asyncio.sleep(self.rng.uniform(0.005, 0.06))
 
     def assign(self) -> None:

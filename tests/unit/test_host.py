@@ -142,7 +142,7 @@ async def test_a_stale_owner_without_a_lease_says_nothing_about_the_past(world: 
     room = await world.room(ANNA, BEN)
     await world.tell("send", ANNA, room, text="1")
     new = await world.host("host-1")
-    await new.release(list(new.partitions))
+    await new.ownership.release(list(new.partitions))
     assert partition_of(room) in old.partitions
     question = Query("conversation", room, "attach", ANNA)
     assert await refused(world.router.ask(question, 0.5)) is Code.UNAVAILABLE

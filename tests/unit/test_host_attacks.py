@@ -112,7 +112,7 @@ async def test_a_partition_released_during_a_repair_does_not_silence_the_host(wo
     world.logs[0].read_partition = gated  # type: ignore[attr-defined]
     world.bus.come_back()
     await reading.wait()
-    await host.release([partition_of(rooms[1])])
+    await host.ownership.release([partition_of(rooms[1])])
     gate.set()
     assert (await world.tell("send", ANNA, rooms[0], text="y", timeout_s=1.5)).offset == 4
 
@@ -331,10 +331,10 @@ async def test_a_mailbox_holds_as_many_as_it_says(world: World) -> None:
 
 async def test_a_partition_that_is_not_wanted_any_more_is_not_taken(world: World) -> None:
     host = await world.host()
-    async with host._moving:
+    async with host.ownership._moving:
         host.doubt({7})
         await asyncio.sleep(0.01)
-        host.wanted = set(range(PARTITIONS)) - {7}  # a new table arrives
+        host.ownership.wanted = set(range(PARTITIONS)) - {7}  # a new table arrives
     await asyncio.sleep(0.05)
     assert 7 not in host.partitions
 
@@ -370,8 +370,8 @@ async def test_positions_that_could_not_be_stored_do_not_end_the_tidying(world: 
     async def failing(*_: Any) -> None:
         raise OutcomeUnknown("lost at COMMIT")
 
-    host._read_models.add_positions = failing  # type: ignore[method-assign]
-    host._positions["x"] = [Position(1, 0.0, 0.0, 1.0)]
+    host._signals._read_models.add_positions = failing  # type: ignore[method-assign]
+    host._signals._positions["x"] = [Position(1, 0.0, 0.0, 1.0)]
     await asyncio.sleep(1.1)
     room = await world.room(ANNA, BEN)
     await eventually(lambda: f"conversation:{room}" not in host.activations, 3.0)
