@@ -17,6 +17,7 @@ from storage.cache import RedisOtp, RedisOutbox, RedisRateLimiter, RedisServer
 from storage.partition_log import SqlStreamReader
 from storage.read_models import SqlReadModels
 from storage.sessions import SqlSessions
+from storage.stream_records import SqlStreamRecords
 from storage.tokens import JwtIssuer, JwtVerifier, SigningKeys
 
 REST: Final = "rest"
@@ -39,6 +40,7 @@ def rest_application(settings: Settings) -> Any:
         tokens=JwtIssuer(keys),
         read_models=SqlReadModels(at.database),
         reader=SqlStreamReader(at.database),
+        records=SqlStreamRecords(at.database),
         otp=RedisOtp(redis),
         limiter=RedisRateLimiter(redis),
         outbox=outbox,

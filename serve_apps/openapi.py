@@ -6,12 +6,12 @@ from typing import Any, Final
 import msgspec
 
 from domain.errors import STATUS, Code
-from serve_apps.endpoint import JSON, Endpoint, Rate, Rule
+from serve_apps.endpoint import GUARDED, JSON, Endpoint, Rate, Rule
 from serve_apps.problems import PROBLEM_JSON, Problem
 
 VERSION: Final = "1.0.0"
 _REF: Final = "#/components/schemas/{name}"
-_GUARDED: Final = (Rule.USER, Rule.MEMBER, Rule.OWNER)
+_HTML: Final = "text/html"
 _DESCRIPTIONS: Final = {
     401: "No token, or one that no longer counts",
     403: "The caller is known and may not do this",
@@ -29,6 +29,7 @@ _RULES: Final = {
     Rule.USER: "Any user.",
     Rule.MEMBER: "Those whom the stream admits; to all others it does not exist.",
     Rule.OWNER: "Any user, about what is their own.",
+    Rule.OPS: "Operations: accounts with the role `ops` or `admin`.",
     Rule.SIGNED: "The payment provider, by signature.",
     Rule.DEV: "Anybody, in the environment `dev`; elsewhere it does not exist.",
 }
@@ -93,7 +94,7 @@ def _operation(row: Endpoint, by_shape: dict[Any, Any], schemas: dict[str, Any])
         "description": f"{row.details}\n\nWho may: {_RULES[row.rule]} Rate class: `{row.rate}`.".strip(),
         "parameters": [*_path_parameters(row), *_query_parameters(row, by_shape, schemas), *_header_parameters(row)],
         "responses": _responses(row, by_shape),
-        "security": [{"bearer": []}] if row.rule in _GUARDED else [],
+        "security": [{"bearer": []}] if row.rule in GUARDED else [],
         "x-rule": row.rule,
         "x-rate": row.rate,
     }
@@ -104,8 +105,10 @@ def _operation(row: Endpoint, by_shape: dict[Any, Any], schemas: dict[str, Any])
 
 
 def _path_parameters(row: Endpoint) -> Iterable[dict[str, Any]]:
-    for name in row.ids:
-        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string", "format": "uuid"}}
+    for name in row.parts:
+        words = row.words.get(name)
+        schema = {"type": "string", "enum": list(words)} if words else {"type": "string", "format": "uuid"}
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _header_parameters(row: Endpoint) -> Iterable[dict[str, Any]]:
@@ -141,10 +144,12 @@ def statuses(row: Endpoint) -> list[int]:
     found = {422, 500, 503}
     if row.rate is not Rate.NONE:
         found.add(429)
-    if row.rule in _GUARDED or row.rule is Rule.SIGNED or row.tag == "auth":
+    if row.rule in GUARDED or row.rule is Rule.SIGNED or row.tag == "auth":
         found.add(STATUS[Code.UNAUTHENTICATED])
-    if row.ids or row.stream or row.rule in (Rule.DEV, Rule.SIGNED):
+    if row.parts or row.stream or row.rule in (Rule.DEV, Rule.SIGNED):
         found.add(404)
+    if row.rule is Rule.OPS:
+        found.add(403)
     if row.body is not None:
         found |= {413, 415}
         if row.stream or row.keyed or row.rule is Rule.SIGNED:
@@ -157,5 +162,7 @@ def _responses(row: Endpoint, by_shape: dict[Any, Any]) -> dict[str, Any]:
     if row.status != 204:
         schema = by_shape.get(row.answer, {})
         success["content"] = {row.media_type: {"schema": schema}}
+        if row.html:
+            success["content"][_HTML] = {"schema": {"type": "string"}}
     problems = {str(status): {"$ref": f"#/components/responses/Problem{status}"} for status in statuses(row)}
     return {str(row.status): success} | problems

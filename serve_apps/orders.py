@@ -8,7 +8,7 @@ from domain.aggregate import Account, AccountNeed, Facts
 from domain.commands import Accepted, Actor
 from domain.errors import invalid
 from domain.order_table import client_name
-from domain.orders import ORDERS
+from domain.orders import OrderRules
 from domain.ports import Position, User
 from domain.times import rfc3339
 from serve_apps.chat import new_stream_id
@@ -55,14 +55,14 @@ async def list_orders(call: Call, query: OrderQuery) -> Body[Items[OrderView]]:
     user = await call.user()
     limit = clamped(query.limit, _LIST_MOST)
     page = await call.services.read_models.orders(user.id, query.role, query.state, query.cursor, limit)
-    views = (_projected(body, call.actor, user) for body in page.items)
+    views = (_projected(call.services.orders, body, call.actor, user) for body in page.items)
     return Body(page_of((msgspec.Raw(view) for view in views if view is not None), page.next_cursor))
 
 
-def _projected(snapshot: bytes, actor: Actor, user: User) -> bytes | None:
+def _projected(rules: OrderRules, snapshot: bytes, actor: Actor, user: User) -> bytes | None:
     """The stored order as this user may see it."""
     account = Account(user.id, user.roles, user.worker)
-    return ORDERS.view(ORDERS.decode_state(snapshot), actor, Facts({AccountNeed(user.id): account}))
+    return rules.view(rules.decode_state(snapshot), actor, Facts({AccountNeed(user.id): account}))
 
 
 @endpoint("GET", "/v1/orders/{order_id}", tag="orders", rule=Rule.MEMBER, stream="order")

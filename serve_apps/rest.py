@@ -5,7 +5,7 @@ from typing import Any, Final
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 
-from serve_apps import auth, chat, dev, health, me, orders, payments, workers
+from serve_apps import admin, auth, chat, dev, health, me, orders, payments, workers
 from serve_apps.documents import document_endpoints
 from serve_apps.endpoint import Endpoint, finish, route_of
 from serve_apps.problems import on_exception, remember_request
@@ -18,6 +18,7 @@ _ROWS: Final[tuple[Endpoint, ...]] = (
     *orders.ENDPOINTS,
     *payments.ENDPOINTS,
     *chat.ENDPOINTS,
+    *admin.ENDPOINTS,
     *health.ENDPOINTS,
     *dev.ENDPOINTS,
 )
@@ -26,12 +27,24 @@ ROUTES: Final[tuple[Endpoint, ...]] = (*_ROWS, *document_endpoints(_ROWS))
 
 
 class RestApp(Litestar):
-    """Litestar that knows a request's id before anything else happens, so that every answer carries it."""
+    """Litestar that knows a request's id before anything else happens, so that every answer carries it.
+
+    HEAD is answered as GET would be, without the content (RFC 9110, section 9.3.2).
+    """
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
             remember_request(scope, self.state["new_id"]())
+            if scope["method"] == "HEAD":
+                scope, send = {**scope, "method": "GET"}, _without_content(send)
         await super().__call__(scope, receive, send)
+
+
+def _without_content(send: Any) -> Any:
+    async def send_head(message: Any) -> None:
+        await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+    return send_head
 
 
 def build_app(services: Services, settings: RestSettings) -> Litestar:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from domain.orders import ORDERS, OrderRules
 from domain.ports import (
     Accounts,
     Broker,
@@ -18,6 +19,7 @@ from domain.ports import (
     Router,
     Sessions,
     StreamReader,
+    StreamRecords,
     TokenIssuer,
     TokenVerifier,
 )
@@ -49,6 +51,7 @@ class Services:
     tokens: TokenIssuer
     read_models: ReadModels
     reader: StreamReader
+    records: StreamRecords
     otp: OtpStore
     limiter: RateLimiter
     outbox: Outbox
@@ -57,6 +60,8 @@ class Services:
     clock: Clock
     new_id: Callable[[], str]
     entropy: Callable[[int], bytes]
+    orders: OrderRules = ORDERS
+    """The rules that lists of orders are shown by: those of the hosts."""
     checks: Mapping[str, Check] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=NoMetrics)
 
@@ -89,6 +94,8 @@ class RestSettings:
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 256 * 1024
     ask_timeout_s: float = 5.0
+    inspect_timeout_s: float = 1.5
+    """How long operators wait for a stream's host before they are shown the database's part alone."""
     ready_timeout_s: float = 1.0
     webhook_tolerance_s: int = 300
     sandbox_payments: bool = True

@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from serve_apps.endpoint import Endpoint
+from serve_apps.endpoint import Endpoint, Rule
 from serve_apps.openapi import openapi
 from serve_apps.rest import ROUTES
 from tests.support.databases import migrated
@@ -67,8 +67,9 @@ def test_whatever_is_sent_the_answer_is_one_that_the_document_names(
     def send(data: Any, logged_in: bool, existing: bool) -> None:
         case = data.draw(operation.as_strategy(generation_mode=mode))
         if existing and known and mode is GenerationMode.POSITIVE:
-            case.path_parameters = dict(known)
-        headers = server.customer if logged_in and row.name not in ENDS_THE_SESSION else {}
+            case.path_parameters = {**case.path_parameters, **known}
+        caller = server.operator if row.rule is Rule.OPS else server.customer
+        headers = caller if logged_in and row.name not in ENDS_THE_SESSION else {}
         case.call_and_validate(base_url=server.base_url, headers=headers, checks=CHECKS)
 
     send()

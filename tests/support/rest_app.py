@@ -13,7 +13,7 @@ from domain.aggregate import WorkerProfile
 from domain.commands import Command, Query, Signal
 from domain.errors import Code, Refusal
 from domain.ids import uuid7
-from domain.ports import Device, DeviceSession, Identity, NoMetrics, Page, User
+from domain.ports import Device, DeviceSession, Identity, NoMetrics, Page, StreamRecord, User
 from serve_apps.integrations.sandbox import SandboxSms
 from serve_apps.rest import build_app
 from serve_apps.services import RestSettings, Services
@@ -257,6 +257,16 @@ class EmptyReads:
         return []
 
 
+class MemoryRecords:
+    """What a test says the database has; of everything else, nothing."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, StreamRecord] = {}
+
+    async def record(self, stream: str) -> StreamRecord:
+        return self.stored.get(stream, StreamRecord(0, None, 0, 0, 0, None))
+
+
 class World:
     """All the memory parts, and the application over them."""
 
@@ -273,6 +283,7 @@ class World:
         self.router: Any = ScriptedRouter()
         self.reads: Any = EmptyReads()
         self.reader: Any = self.reads
+        self.records: Any = MemoryRecords()
         self.checks: dict[str, Any] = {}
         self.settings = RestSettings(otp_pepper=b"p" * 32, webhook_secret=b"w" * 32, **settings)
 
@@ -288,6 +299,7 @@ class World:
             tokens=self.tokens,
             read_models=self.reads,
             reader=self.reader,
+            records=self.records,
             otp=self.otp,
             limiter=self.limiter,
             outbox=self.outbox,

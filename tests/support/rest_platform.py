@@ -15,6 +15,7 @@ from storage.memory_broker import MemoryBroker, MemoryBus
 from storage.partition_log import SqlPartitionLog, SqlStreamReader
 from storage.read_models import SqlReadModels
 from storage.sessions import SqlSessions
+from storage.stream_records import SqlStreamRecords
 from tests.support.rest_app import World
 
 
@@ -46,6 +47,7 @@ class RestPlatform(World):
         self.log = SqlPartitionLog(self.database)
         self.reads = SqlReadModels(self.database)
         self.reader = SqlStreamReader(self.database)
+        self.records = SqlStreamRecords(self.database)
         self._bus = MemoryBus()
         self.broker = MemoryBroker(self._bus)  # type: ignore[assignment]
         self.router = BrokerRouter(MemoryBroker(self._bus), self.clock, NoMetrics())

@@ -15,7 +15,7 @@ START_LIMIT_S = 60.0
 
 
 class RestServer:
-    """As a context manager: serves on a free port of 127.0.0.1, with two people and an order that they share."""
+    """As a context manager: serves on a free port of 127.0.0.1, with two people, an order that they share, and an operator."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -25,6 +25,7 @@ class RestServer:
         self._thread = threading.Thread(target=self._run, name="rest-server", daemon=True)
         self.base_url = ""
         self.customer: dict[str, str] = {}
+        self.operator: dict[str, str] = {}
         self.ids: dict[str, str] = {}
 
     def __enter__(self) -> Self:
@@ -79,9 +80,12 @@ class RestServer:
             said = {"id": platform.new_id(), "text": "hello"}
             path = f"/v1/conversations/{opened['id']}/messages"
             await self._done(http.post(path, json=said, headers=self.customer))
+        operator, self.operator = await platform.login("+8613800000003")
+        await platform.accounts.grant(operator.id, "ops")
         _, other_device = await platform.login("+8613800000001")
         session = await platform.tokens.verify(other_device["Authorization"].removeprefix("Bearer "))
         self.ids = {
+            "id": made["id"],
             "order_id": made["id"],
             "conversation_id": opened["id"],
             "worker_id": worker.id,

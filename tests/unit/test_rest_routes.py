@@ -8,6 +8,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from domain.wire import RPC_METHODS
+from serve_apps.endpoint import GUARDED as GUARDING
 from serve_apps.endpoint import Endpoint, Rate, Rule
 from serve_apps.rest import ROUTES
 from tests.support.rest_app import World
@@ -37,6 +38,8 @@ SPECIFIED = {
     "GET /v1/conversations/{}/messages",
     "POST /v1/conversations/{}/messages",
     "GET /v1/conversations/{}/events",
+    "GET /v1/admin/streams/{}/{}",
+    "GET /admin",
     "GET /health/live",
     "GET /health/ready",
     "GET /dev/outbox",
@@ -81,7 +84,7 @@ def test_litestar_has_no_route_beside_the_table() -> None:
             assert method == "OPTIONS" or {"rule", "rate"} <= set(handler.opt)
 
 
-GUARDED = [row for row in ROUTES if row.rule in (Rule.USER, Rule.MEMBER, Rule.OWNER)]
+GUARDED = [row for row in ROUTES if row.rule in GUARDING]
 
 
 @pytest.mark.parametrize("row", GUARDED, ids=_title)
@@ -96,11 +99,12 @@ async def test_without_a_token_a_guarded_route_answers_401_before_it_looks_at_an
 @pytest.mark.parametrize("row", [row for row in GUARDED if row.ids], ids=_title)
 async def test_an_id_that_is_no_canonical_uuid_does_not_exist(row: Endpoint) -> None:
     world = World()
-    _, auth = await world.login("+8613800000001")
+    user, auth = await world.login("+8613800000001")
+    await world.accounts.grant(user.id, "ops")
     upper = "0190A000-0000-7000-8000-000000000001"
     async with client(world) as http:
         for bad in ("1", "x" * 300, upper, "0190a00000007000800000000000" + "0001", "%00", "*", ">"):
-            path = re.sub(r"{[^}]*}", bad, row.path)
+            path = re.sub(r"{(\w+)}", lambda part, bad=bad: row.words.get(part[1], (bad,))[0], row.path)
             response = await http.request(row.method, path, headers=auth, json={})
             assert (response.status_code, response.json()["code"]) == (404, "not_found"), bad
 
@@ -116,6 +120,23 @@ async def test_the_openapi_document_is_valid_and_holds_every_route_with_its_prob
         operation = document["paths"][row.path][row.method.lower()]
         assert "422" in operation["responses"]
         assert bool(operation["security"]) == (row in GUARDED)
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/schema/openapi.json", "/v1/me", "/nowhere"])
+async def test_head_is_answered_as_get_without_the_content(path: str) -> None:
+    async with client(World()) as http:
+        get, head = await http.get(path), await http.head(path)
+    assert head.status_code == get.status_code
+    assert head.content == b""
+    ignored = {"x-request-id"}
+    assert {k: v for k, v in head.headers.items() if k not in ignored} == {
+        k: v for k, v in get.headers.items() if k not in ignored
+    }
+
+
+async def test_head_of_what_can_only_be_posted_is_405() -> None:
+    async with client(World()) as http:
+        assert (await http.head("/v1/auth/otp")).status_code == 405
 
 
 async def test_the_asyncapi_document_names_every_channel_method_and_publication_and_nothing_private() -> None:
