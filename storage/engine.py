@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,13 +21,22 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    DataError,
+    DBAPIError,
+    DisconnectionError,
+    IntegrityError,
+    NotSupportedError,
+    PendingRollbackError,
+    ProgrammingError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, PoolProxiedConnection
 
 from domain.ids import PARTITIONS
 from domain.ports import OutcomeUnknown, StoreUnavailable
+from storage.mysql_connection import Abandoned, BoundedConnection
 from storage.statements import Preparer
 from storage.tables import setting
 from storage.turnstile import Turnstile
@@ -36,20 +46,27 @@ _MIGRATION_LOCK: Final = "renoveasy.migrate"
 _DEADLOCK: Final = 1213
 # On MariaDB a prepared insert takes all its rows in one binary packet: a quarter of the CPU of escaping them as text.
 _PREPARED: Final = 32
+_OURS: Final = (IntegrityError, ProgrammingError, DataError, NotSupportedError)
+"""What a statement of ours has done wrong; every other error is trouble of the database."""
 _alembic = threading.Lock()
 
 
 class DatabaseSettings(msgspec.Struct, frozen=True):
     """How long to wait for the database, in seconds, and how many pooled connections a process may hold.
 
-    `statement_timeout_s` bounds one statement on MariaDB/MySQL; `busy_timeout_s` one wait for SQLite's write lock;
-    `lock_wait_s` one wait for a row lock of InnoDB.
+    `connect_timeout_s` bounds a connection's handshake, and the wait for a pooled one; `statement_timeout_s` a read on
+    MariaDB/MySQL, `commit_timeout_s` a statement of a write transaction, COMMIT included, `unacknowledged_s` the silence
+    of a network that takes what is sent to it; `busy_timeout_s` one wait for the turn to write to SQLite; `lock_wait_s`
+    one wait for a row lock of InnoDB. MariaDB itself ends a transaction whose client says nothing for `idle_transaction_s`.
     """
 
-    connect_timeout_s: float = 5.0
-    statement_timeout_s: float = 10.0
+    connect_timeout_s: float = 3.0
+    statement_timeout_s: float = 5.0
+    commit_timeout_s: float = 10.0
+    unacknowledged_s: float = 4.0
     busy_timeout_s: float = 5.0
     lock_wait_s: int = 3
+    idle_transaction_s: int = 5
     readers: int = 4
     writers: int = 2
 
@@ -73,12 +90,14 @@ class Database:
         self.url = url
         self.settings = settings or DatabaseSettings()
         self.is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        level = None if self.is_sqlite else "READ COMMITTED"
+        opener = _Opener(url, self.settings)
         # Reads are single statements: without transactions around them they cost one round trip instead of three.
-        self._readers = self._engine("AUTOCOMMIT", self.settings.readers, skip_autocommit_rollback=True)
-        self._writers = self._engine(None if self.is_sqlite else "READ COMMITTED", self.settings.writers)
-        self._dedicated = self._engine(
-            None if self.is_sqlite else "READ COMMITTED", 0, prepared=0 if self.is_sqlite else _PREPARED
+        self._readers = opener.engine(
+            "AUTOCOMMIT", self.settings.readers, self.settings.statement_timeout_s, skip_autocommit_rollback=True
         )
+        self._writers = opener.engine(level, self.settings.writers, self.settings.commit_timeout_s)
+        self._dedicated = opener.engine(level, 0, self.settings.commit_timeout_s, prepared=_PREPARED)
         if self.is_sqlite:
             event.listen(self._writers.sync_engine, "begin", _begin_immediate)
             event.listen(self._dedicated.sync_engine, "begin", _begin_immediate)
@@ -92,8 +111,10 @@ class Database:
         async with _reachable(self._readers) as connection:
             try:
                 yield connection
-            except (OperationalError, InterfaceError) as error:
-                raise StoreUnavailable(str(error.orig)) from error
+            except _OURS:
+                raise
+            except (DBAPIError, PendingRollbackError) as error:
+                raise unavailable(error) from error
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
@@ -106,7 +127,9 @@ class Database:
             try:
                 await connection.begin()
                 yield connection
-            except (OperationalError, InterfaceError) as error:
+            except _OURS:
+                raise
+            except (DBAPIError, PendingRollbackError) as error:
                 raise unavailable(error) from error
             try:
                 await connection.commit()
@@ -153,51 +176,64 @@ class Database:
         if self._turnstile is not None:
             self._turnstile.close()
 
-    def _engine(self, isolation_level: str | None, pool_size: int, prepared: int = 0, **options: Any) -> AsyncEngine:
-        return _engine(self.url, self.settings, isolation_level, pool_size, prepared, **options)
 
+class _Opener:
+    """Makes the engines of one database; what one of its connections leaves behind, the next one ends."""
 
-def _engine(
-    url: str,
-    settings: DatabaseSettings,
-    isolation_level: str | None,
-    pool_size: int,
-    prepared: int = 0,
-    **options: Any,
-) -> AsyncEngine:
-    sqlite = make_url(url).get_backend_name() == "sqlite"
-    if isolation_level is not None:
-        options["isolation_level"] = isolation_level
-    if sqlite:
+    def __init__(self, url: str, settings: DatabaseSettings) -> None:
+        self._url = url
+        self._settings = settings
+        self._sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._abandoned = Abandoned()
+
+    def engine(
+        self, isolation_level: str | None, pool_size: int, statement_s: float, prepared: int = 0, **options: Any
+    ) -> AsyncEngine:
+        """Pooled connections, or a new one for everybody who asks where `pool_size` is 0."""
+        if isolation_level is not None:
+            options["isolation_level"] = isolation_level
+        pool: dict[str, Any] = {"poolclass": NullPool}
+        if pool_size:
+            pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": self._settings.connect_timeout_s}
+        arguments = self._sqlite_arguments() if self._sqlite else self._mysql_arguments(statement_s, prepared)
+        engine = create_async_engine(self._url, connect_args=arguments, hide_parameters=True, **pool, **options)
+        if self._sqlite:
+            event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        else:
+            event.listen(engine.sync_engine, "checkout", _replace_broken)
+        return engine
+
+    def _sqlite_arguments(self) -> dict[str, Any]:
         # With isolation_level None the driver begins nothing by itself; the event on "begin" does.
-        arguments: dict[str, Any] = {"timeout": settings.busy_timeout_s, "isolation_level": None}
-    else:
-        arguments = {
+        return {"timeout": self._settings.busy_timeout_s, "isolation_level": None}
+
+    def _mysql_arguments(self, statement_s: float, prepared: int) -> dict[str, Any]:
+        settings = self._settings
+        # MySQL takes the second variable for a comment: it has no such limit.
+        session = (
+            f"innodb_lock_wait_timeout = {settings.lock_wait_s}"
+            f" /*M!100300 , idle_write_transaction_timeout = {settings.idle_transaction_s} */"
+        )
+        opened = partial(
+            BoundedConnection.opened,
+            abandoned=self._abandoned,
+            unacknowledged_s=settings.unacknowledged_s,
+            session=session,
+        )
+        return {
+            "async_creator_fn": opened,
             "connect_timeout": settings.connect_timeout_s,
-            "read_timeout": settings.statement_timeout_s,
+            "read_timeout": statement_s,
             "charset": "utf8mb4",
             "stmt_cache_size": prepared,
-            "init_command": f"SET SESSION innodb_lock_wait_timeout = {settings.lock_wait_s}",
         }
-    pool: dict[str, Any] = {"poolclass": NullPool}
-    if pool_size:
-        pool = {"pool_size": pool_size, "max_overflow": 0, "pool_timeout": settings.connect_timeout_s}
-    engine = create_async_engine(
-        url,
-        connect_args=arguments,
-        hide_parameters=True,
-        **pool,
-        **options,
-    )
-    if sqlite:
-        event.listen(engine.sync_engine, "connect", _prepare_sqlite)
-    return engine
 
 
-def unavailable(error: DBAPIError) -> StoreUnavailable:
+def unavailable(error: DBAPIError | PendingRollbackError) -> StoreUnavailable:
     """What an error of the connection or of its locks is called above the storage layer."""
-    number = next(iter(error.orig.args), None) if error.orig is not None else None
-    return (Contended if number == _DEADLOCK else StoreUnavailable)(str(error.orig))
+    cause = error.orig if isinstance(error, DBAPIError) else None
+    number = next(iter(cause.args), None) if cause is not None else None
+    return (Contended if number == _DEADLOCK else StoreUnavailable)(str(cause or error))
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -205,6 +241,13 @@ def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) ->
     for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "temp_store = MEMORY"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _replace_broken(connection: DBAPIConnection, _entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+    """A connection that died in the pool, with its server perhaps, is replaced before anybody's statement fails on it."""
+    driver = connection.driver_connection
+    if isinstance(driver, BoundedConnection) and driver.broken:
+        raise DisconnectionError("the server has closed the connection")
 
 
 def _begin_immediate(connection: Connection) -> None:
@@ -238,7 +281,8 @@ async def migrate(url: str, database_id: str, settings: DatabaseSettings | None 
     # Alembic's contexts are globals of the process, whatever database they are for.
     while not _alembic.acquire(blocking=False):  # noqa: ASYNC110 - a thread lock: there may be several event loops
         await asyncio.sleep(0.02)
-    engine = _engine(url, settings or DatabaseSettings(busy_timeout_s=60, statement_timeout_s=600), None, 1)
+    patient = settings or DatabaseSettings(busy_timeout_s=60, commit_timeout_s=600, idle_transaction_s=600)
+    engine = _Opener(url, patient).engine(None, 1, patient.commit_timeout_s)
     if sqlite:
         event.listen(engine.sync_engine, "begin", _begin_immediate)
     try:

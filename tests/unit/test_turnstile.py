@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,23 @@ async def test_a_lock_that_cannot_be_opened_is_a_store_that_is_not_there(tmp_pat
     with pytest.raises(StoreUnavailable):
         async with Turnstile(str(tmp_path / "nowhere" / "turn"), 0.1):
             pytest.fail("inside nowhere")
+
+
+async def test_many_who_wait_for_one_that_does_not_let_go_are_all_told_in_time(tmp_path: Path) -> None:
+    path = str(tmp_path / "turn")
+    waiting, paused = Turnstile(path, 0.2), Turnstile(path, 0.2)
+
+    async def write() -> None:
+        async with waiting:
+            pytest.fail("two are inside")
+
+    async with paused:
+        began_s = time.monotonic()
+        outcomes = await asyncio.gather(*(write() for _ in range(20)), return_exceptions=True)
+        took_s = time.monotonic() - began_s
+    assert [outcome for outcome in outcomes if not isinstance(outcome, StoreUnavailable)] == []
+    assert took_s < 1.0
+    async with waiting:
+        pass
+    waiting.close()
+    paused.close()
