@@ -167,6 +167,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
+def tmp_store(tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty SQLite database, for what is not about the store."""
+    with migrated("sqlite", tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
 def nats() -> Iterator[Nats]:
     with Nats() as server:
         yield server

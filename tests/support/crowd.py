@@ -571,6 +571,12 @@ class Crowd:
             ticker.stop()
             self.ended_s = perf_counter()
 
+    @property
+    def unsettled(self) -> int:
+        """How many messages wait in outboxes or for their answer."""
+        boxes = [box for device in self.devices for box in device.outboxes.values()]
+        return sum(len(box.waiting) + len(box.under_way) for box in boxes)
+
     def happened(self, what: str) -> None:
         """Something was done to the platform just now."""
         self.evidence.happened(what, perf_counter())

@@ -1,4 +1,5 @@
-"""One of the platform's parts as a plain process, without Ray: `python -m tests.support.part host host-0 FOLDER`.
+"""One of the platform's parts as a plain process, without Ray: `python -m tests.support.part host host-0 FOLDER`, or forked
+by `run_forked` from a process that has loaded everything already.
 
 The part is the product's own, built from the environment's settings as Ray's actors build it. In `FOLDER` it leaves
 `<name>.ready` (JSON: pid, identity, ports) once it works, `<name>.stats` whenever it gets SIGUSR1, and, a host, a line in
@@ -10,6 +11,7 @@ plant a bug into the wiring.
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -25,10 +27,12 @@ from typing import Any, ClassVar
 
 import uvloop
 
-from deploy import host_part
+from deploy import gateway_part, host_part
 from deploy.settings import Settings, from_environment
 from domain.ports import Committed, Turn
 from storage.partition_log import SqlPartitionLog
+
+_PR_SET_PDEATHSIG = 1
 
 
 class Numbers:
@@ -123,9 +127,7 @@ def builder(role: str) -> Callable[..., Any]:
     if role == "placement":
         return host_part.PlacementPart
     if role == "gateway":
-        from deploy.gateway_part import GatewayPart
-
-        return GatewayPart
+        return gateway_part.GatewayPart
     if role == "rest":
         return RestPart
     raise SystemExit(f"there is no part {role!r}")
@@ -151,6 +153,22 @@ async def live(role: str, name: str, folder: Path) -> None:
     await part.stop()
 
 
-if __name__ == "__main__":
+def run(role: str, name: str, folder: Path) -> None:
     without_ray_metrics()
-    uvloop.run(live(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
+    uvloop.run(live(role, name, folder))
+
+
+def run_forked(role: str, name: str, folder: str, environment: dict[str, str], out: str) -> None:
+    """`run` in a child of multiprocessing's fork server: its environment and output are its own, and it dies with that."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    descriptor = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    os.environ.clear()
+    os.environ.update(environment)
+    run(role, name, Path(folder))
+
+
+if __name__ == "__main__":
+    run(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

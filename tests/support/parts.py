@@ -5,8 +5,8 @@ platform of them on given servers. Nothing here blocks the event loop for longer
 """
 
 import asyncio
-import functools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -27,11 +27,14 @@ from domain.ids import PARTITIONS
 from domain.ports import Received
 from storage.broker import NatsBroker
 from tests.support import servers
+from tests.support.part import run_forked
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 20.0
+_forks = multiprocessing.get_context("forkserver")
+_forks.set_forkserver_preload(["pytest", "tests.support.part"])
 _heartbeat = msgspec.msgpack.Decoder(Heartbeat).decode
 
 
@@ -39,8 +42,35 @@ class PartFailed(AssertionError):
     """A part ended, or did not start in time; carries the end of what it printed."""
 
 
+class Forked:
+    """A part forked by multiprocessing's fork server, with as much of `subprocess.Popen` as is needed here."""
+
+    def __init__(self, arguments: tuple[str, str, str, dict[str, str], str]) -> None:
+        self._process = _forks.Process(target=run_forked, args=arguments)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired(self._process.name, timeout or 0.0)
+        return self._process.exitcode
+
+
 class Part:
-    """One process. `wrap` stands before its command and must exec it, so that the pid stays the part's:
+    """One process. It is forked from one that has loaded all modules, which takes a tenth of the time; unless it has a `wrap`
+    or an `LD_PRELOAD`. A wrap stands before its command and must exec it, so that the pid stays the part's:
     `["ip", "netns", "exec", "ns1"]`, `["prlimit", "--nofile=200"]`, `["faketime", "-f", "+1h"]`.
     """
 
@@ -60,7 +90,7 @@ class Part:
         self.starts = 0
         self.started_s: list[float] = []
         """When it was launched and when it worked, by turns (`time.perf_counter`)."""
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         self._ready: dict[str, Any] = {}
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -70,22 +100,22 @@ class Part:
         assert not self.running, f"{self.name} is running already"
         self._file("ready").unlink(missing_ok=True)
         self._ready = {}
-        command = [*servers._dying_with_us(), *self.wrap, sys.executable, "-m", "tests.support.part"]
-        command += [self.role, self.name, str(self.folder)]
-        with self._file("out").open("ab") as out:
-            begin = functools.partial(
-                subprocess.Popen,
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env=self.environment,
-                cwd=ROOT,
-            )
-            self._process = servers._starter.submit(begin).result()
+        if self.wrap or "LD_PRELOAD" in self.environment:
+            self._process = servers._starter.submit(self._execute).result()
+        else:
+            arguments = (self.role, self.name, str(self.folder), self.environment, str(self._file("out")))
+            self._process = Forked(arguments)
         self.starts += 1
         self.started_s.append(time.perf_counter())
         return self
+
+    def _execute(self) -> subprocess.Popen[bytes]:
+        command = [*servers._dying_with_us(), *self.wrap, sys.executable, "-m", "tests.support.part"]
+        command += [self.role, self.name, str(self.folder)]
+        with self._file("out").open("ab") as out:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.environment, cwd=ROOT
+            )
 
     async def ready(self, limit_s: float = START_LIMIT_S) -> Self:
         """Return when it works.
