@@ -11,12 +11,12 @@ import msgspec
 import uuid_utils
 
 from actors.host import Host, HostSettings
-from actors.kinds import kinds
+from actors.kinds import Kinds, kinds
 from actors.router import BrokerRouter
 from domain.aggregate import Facts, Need
 from domain.commands import Accepted, Actor, Command, Delivery
 from domain.ids import PARTITIONS
-from domain.ports import Committed, NoMetrics, OutcomeUnknown, PartitionLog, Received, Turn
+from domain.ports import Committed, NoMetrics, OutcomeUnknown, PartitionLog, Received, StoreUnavailable, Turn
 from storage.memory import MemoryFacts, MemoryPartitionLog, MemoryReadModels, MemoryStore
 from storage.memory_broker import MemoryBroker, MemoryBus
 
@@ -49,6 +49,8 @@ class FaultyLog:
         self._inner = inner
         self.fail_before = 0
         self.fail_after = 0
+        self.away = False
+        self.take_away = False
         self.held: asyncio.Event | None = None
         self.commits: list[list[Turn]] = []
         self.lookups = 0
@@ -56,13 +58,37 @@ class FaultyLog:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
+    def _reach(self) -> None:
+        if self.away:
+            raise StoreUnavailable("the store is away")
+
+    async def load(self, *arguments: Any) -> Any:
+        self._reach()
+        return await self._inner.load(*arguments)
+
+    async def take(self, *arguments: Any) -> Any:
+        self._reach()
+        if self.take_away:
+            raise StoreUnavailable("the store takes no takeovers")
+        return await self._inner.take(*arguments)
+
+    async def heads(self, *arguments: Any) -> Any:
+        self._reach()
+        return await self._inner.heads(*arguments)
+
+    async def reminders(self, *arguments: Any) -> Any:
+        self._reach()
+        return await self._inner.reminders(*arguments)
+
     async def find_commands(self, keys: Sequence[tuple[str, str]]) -> Any:
+        self._reach()
         self.lookups += len(keys)
         return await self._inner.find_commands(keys)
 
     async def commit(self, turns: Sequence[Turn], heads: Mapping[int, int]) -> Committed:
         if self.held is not None:
             await self.held.wait()
+        self._reach()
         if self.fail_before:
             self.fail_before -= 1
             raise OutcomeUnknown("the connection was lost before the commit")
@@ -77,9 +103,10 @@ class FaultyLog:
 class World:
     """One platform; `deliveries` is what a gateway that listens to everything would have heard."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Kinds | None = None) -> None:
         self.bus = MemoryBus()
         self.store = MemoryStore()
+        self.kinds = rules or kinds(b"pepper")
         self.clock = RealClock()
         self.hosts: list[Host] = []
         self.logs: list[FaultyLog] = []
@@ -110,7 +137,7 @@ class World:
             MemoryBroker(self.bus),
             self.clock,
             NoMetrics(),
-            kinds(b"pepper"),
+            self.kinds,
         )
         self.hosts.append(host)
         self.logs.append(log)
