@@ -7,7 +7,7 @@ at the start, and its commit has been synced when it returns. MariaDB/MySQL runs
 import asyncio
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -263,7 +263,9 @@ async def _reachable(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
     try:
         yield connection
     finally:
-        await connection.close()
+        # It rolls back what was begun. Where that fails the connection is gone, and the block's own outcome is what counts.
+        with suppress(DBAPIError):
+            await connection.close()
 
 
 # --- the schema's version ----------------------------------------------------------------------------------------

@@ -184,12 +184,15 @@ class SqlPartitionLog:
 
     async def _check_no_hole(self, connection: AsyncConnection, plan: CommitPlan) -> None:
         doubtful, strangers = self._doubts(plan)
-        heads = await log_queries.heads(connection, self._sql, doubtful) if doubtful else {}
-        fenced = {p for p in doubtful if heads[p] != plan.bases[p]}
         ends = await log_queries.ends(connection, self._sql, strangers) if strangers else {}
         stale = {s for s in strangers if ends.get(s, 0) != plan.firsts[s] - 1}
+        if stale:
+            # Whoever has moved the streams on may well own the partition: then that is what the caller must hear.
+            doubtful = list(plan.bases)
+        heads = await log_queries.heads(connection, self._sql, doubtful) if doubtful else {}
+        fenced = {p for p in doubtful if heads[p] != plan.bases[p]}
         if fenced or stale:
-            raise Overtaken(fenced, stale)
+            raise Overtaken(fenced, {s for s in stale if plan.partition_of[s] not in fenced})
 
     async def _compare(self, plan: CommitPlan) -> Overtaken:
         """After a clash of keys: which partitions and streams others have moved on."""

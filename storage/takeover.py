@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.ports import OutcomeUnknown, StoreUnavailable, Takeover
@@ -65,13 +65,16 @@ async def _impatient(database: Database, connection: AsyncConnection) -> AsyncIt
     if database.is_sqlite:
         yield
         return
+    patient = f"SET SESSION innodb_lock_wait_timeout = {database.settings.lock_wait_s}"
     await connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {_LOCK_WAIT_S}")
     try:
         yield
-    finally:
-        # The connection goes back to the pool; if it is lost there is nothing to put right.
-        with contextlib.suppress(DBAPIError):
-            await connection.exec_driver_sql(f"SET SESSION innodb_lock_wait_timeout = {database.settings.lock_wait_s}")
+    except BaseException:
+        # The connection goes back to the pool, as it was. If it is lost there is nothing to put right.
+        with contextlib.suppress(DBAPIError, PendingRollbackError):
+            await connection.exec_driver_sql(patient)
+        raise
+    await connection.exec_driver_sql(patient)
 
 
 async def number_of(database: Database, connection: AsyncConnection) -> int:

@@ -73,6 +73,23 @@ async def test_a_fenced_owner_stays_fenced_when_its_successor_has_written_on(sto
     assert [e.offset for e in await stored(old, stream)] == [1, 2]
 
 
+async def test_a_fenced_owner_that_meets_a_stream_for_the_first_time_is_told_that_it_is_fenced(
+    store: Store, partition: int
+) -> None:
+    first, old, new = store.log(), store.log(), store.log()
+    heads = await owned(first, partition)
+    stream, other = conversation(partition), conversation(partition + 1)
+    await first.commit([turn(posted(stream, n)) for n in (1, 2, 3)], heads)
+    heads = await owned(old, partition, partition + 1)
+    theirs = await owned(new, partition)
+    await new.commit([turn(posted(stream, 4))], theirs)
+
+    done = await old.commit([turn(posted(stream, 4)), turn(posted(other, 1))], heads)
+
+    assert (done.fenced, done.stale) == ({partition}, frozenset())
+    assert done.heads == {partition + 1: heads[partition + 1] + 1}
+
+
 async def test_a_stream_that_has_moved_on_is_cut_out_with_all_its_turns(store: Store, partition: int) -> None:
     log = store.log()
     heads = await owned(log, partition)

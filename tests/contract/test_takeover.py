@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.ports import PartitionLog, StoreUnavailable
@@ -144,3 +144,14 @@ async def test_where_connections_have_no_number_there_is_nothing_to_end(
     await log.commit([turn(posted(conversation(partition), 1))], heads)
     assert await log.writer() == 0
     await log.end_writers([1, 2, 3])
+
+
+async def test_what_went_wrong_in_a_transaction_is_told_although_its_connection_is_gone(mariadb: InSql) -> None:
+    """A takeover that met a duplicate key on a connection that was ended a moment later brought the host down."""
+    database = mariadb.database()
+    for _ in range(database.settings.writers + 1):  # none of them is lost to the pool
+        with pytest.raises(IntegrityError):
+            async with database.write() as connection:
+                number = await connection.scalar(sa.text("SELECT connection_id()"))
+                await mariadb.log().end_writers([number])
+                raise IntegrityError("INSERT", None, Exception("duplicate"))
