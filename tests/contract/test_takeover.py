@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.ports import PartitionLog, StoreUnavailable
+from domain.ports import StoreUnavailable
 from storage.engine import Database
 from storage.partition_log import SqlPartitionLog
 from tests.contract.conftest import InMemory, InSql
@@ -24,10 +24,9 @@ async def mariadb(mariadb_url: str) -> AsyncIterator[InSql]:
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-async def one_writer(request: pytest.FixtureRequest) -> AsyncIterator[PartitionLog]:
-    made = InMemory() if request.param == "memory" else InSql(request.getfixturevalue("sqlite_url"))
-    yield made.log()
-    await made.close()
+def numberless(request: pytest.FixtureRequest) -> InMemory | InSql:
+    """A store whose connections the server does not number."""
+    return InMemory() if request.param == "memory" else InSql(request.getfixturevalue("sqlite_url"))
 
 
 class Paused:
@@ -137,13 +136,14 @@ async def test_ones_own_connection_and_unknown_ones_are_left_alone(mariadb: InSq
 
 
 async def test_where_connections_have_no_number_there_is_nothing_to_end(
-    one_writer: PartitionLog, partition: int
+    numberless: InMemory | InSql, partition: int
 ) -> None:
-    log = one_writer
+    log = numberless.log()
     heads = {partition: (await log.take([partition], "host", AT))[partition].position}
     await log.commit([turn(posted(conversation(partition), 1))], heads)
     assert await log.writer() == 0
     await log.end_writers([1, 2, 3])
+    await numberless.close()
 
 
 async def test_what_went_wrong_in_a_transaction_is_told_although_its_connection_is_gone(mariadb: InSql) -> None:
