@@ -7,7 +7,7 @@ are handed to every session. A short tail per channel serves those who come back
 import asyncio
 import contextlib
 import logging
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -90,6 +90,7 @@ class Hub:
         clock: Clock,
         metrics: Metrics,
         recheck: Callable[[HubChannel], None],
+        counts: Counter[str],
     ) -> None:
         self._settings = settings
         self._broker = broker
@@ -97,6 +98,7 @@ class Hub:
         self._clock = clock
         self._metrics = metrics
         self._recheck = recheck
+        self._counts = counts
         self._channels: dict[str, HubChannel] = {}
         self._idle: OrderedDict[str, HubChannel] = OrderedDict()
         self._tails_bytes = 0
@@ -166,9 +168,14 @@ class Hub:
                 for cursor in channel.cursors:
                     if cursor.live:
                         cursor.sink.ephemeral(frame)
+        if delivery.committed_ms and channel.cursors:
+            age_s = (self._clock.now_ms() - delivery.committed_ms) / 1000
+            self._metrics.observe("commit_to_socket_seconds", max(0.0, age_s))
 
     def _event(self, channel: HubChannel, event: Event) -> None:
         if event.offset > channel.head:
+            if channel.cursors and event.offset > channel.head + 1:
+                self._counts["gateway_missed_events"] += event.offset - channel.head - 1
             channel.head = event.offset
         self._remember(channel, event)
         leaving = [cursor for cursor in channel.cursors if cursor.deliver(event)]

@@ -68,6 +68,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Reads of the store at once, for the whole gateway."""
     recovery_patience_s: float = 10
     """For a store that does not show yet what the stream's owner has committed."""
+    audit_s: float = 30
+    """Over how long all followed streams are compared once with what their owners know; 0 means never."""
     signals: int = 10_000
     """Ephemeral items of all sessions that wait for the broker; the oldest are dropped."""
     sync_conversations: int = 2_000

@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
+import msgspec
+
 from domain.channels import REVOKED_SUBJECT
-from domain.commands import Actor, Attached, Query, Signal
-from domain.errors import RETRYABLE, Code, Refusal
+from domain.commands import Actor, Signal
+from domain.errors import Refusal
 from domain.ports import (
     Broker,
     BrokerUnavailable,
@@ -17,21 +20,18 @@ from domain.ports import (
     ReadModels,
     Received,
     Router,
-    StoreUnavailable,
     StreamReader,
     Subscription,
     TokenVerifier,
 )
 from gateway import codes
+from gateway.audit import Auditor
 from gateway.codes import Disconnect
 from gateway.hub import Hub, HubChannel, stopped
-from gateway.recovery import Cursor
+from gateway.protocol import publication, push, push_prefix
 from gateway.settings import GatewaySettings
 
 log = logging.getLogger("renoveasy.gateway")
-
-_RESYNCS = 16
-"""Questions at once after the broker came back."""
 
 
 class Peer(Protocol):
@@ -51,6 +51,8 @@ class Peer(Protocol):
     def busy(self) -> bool: ...
     def tick(self, now_s: float) -> None: ...
     def flush(self) -> None: ...
+    def hint(self, frame: bytes) -> None: ...
+    def ephemeral(self, frame: bytes) -> None: ...
     def disconnect(self, why: Disconnect) -> None: ...
 
 
@@ -68,7 +70,9 @@ class Switchboard:
         clock: Clock,
         new_id: Callable[[], str],
         metrics: Metrics,
+        chance: Callable[[], float] = random.random,
     ) -> None:
+        """`chance` gives numbers from 0 to 1."""
         self.settings = settings
         self.router = router
         self.read_models = read_models
@@ -76,9 +80,9 @@ class Switchboard:
         self.clock = clock
         self.new_id = new_id
         self.metrics = metrics
-        self.hub = Hub(settings, broker, reader, clock, metrics, self._recheck)
-        self.peers: set[Peer] = set()
         self.counts: Counter[str] = Counter()
+        self.hub = Hub(settings, broker, reader, clock, metrics, self._recheck, self.counts)
+        self.peers: set[Peer] = set()
         self._broker = broker
         self._by_sid: dict[str, set[Peer]] = {}
         self._revoked: dict[str, float] = {}
@@ -87,11 +91,12 @@ class Switchboard:
         self._dirty: list[Peer] = []
         self._signals: deque[Signal] = deque(maxlen=settings.signals)
         self._signalling: asyncio.Task[None] | None = None
-        self._resyncing: asyncio.Task[None] | None = None
-        self._resync_again = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._revocations: Subscription | None = None
         self._stopped = False
+        self._auditor = Auditor(
+            settings, router, self.hub, verifier, lambda: self.peers, self.spawn, self.counts, chance
+        )
 
     async def start(self) -> None:
         """Listen for revocations and lost connections to the broker; keep time.
@@ -100,9 +105,11 @@ class Switchboard:
             BrokerUnavailable: revocations cannot be heard, so nobody may be let in.
         """
         self._revocations = await self._broker.subscribe(REVOKED_SUBJECT, self._revoke)
-        self._broker.on_reconnect(self._reconnected)
+        self._broker.on_lost(self._broker_lost)
+        self._broker.on_reconnect(self._broker_is_back)
         self.spawn(self._keep_time())
         self.spawn(self._sweep())
+        self.spawn(self._auditor.watch())
 
     async def stop(self) -> None:
         """End every task and every subscription; connections must be closed before."""
@@ -228,76 +235,26 @@ class Switchboard:
         for peer in tuple(self._by_sid.get(session_id, ())):
             peer.disconnect(codes.SESSION_REVOKED)
 
-    # --- after a gap ---------------------------------------------------------------------------------------------
-
-    def _reconnected(self) -> None:
-        """Messages may have been missed: compare heads, and ask again who may stay."""
-        if self._stopped:
-            return
-        self._resync_again = True
-        if self._resyncing is None:
-            self._resyncing = self.spawn(self._resync())
-
-    async def _resync(self) -> None:
-        try:
-            while self._resync_again:
-                self._resync_again = False
-                followed = deque(channel for channel in self.hub.channels if channel.cursors)
-                peers = deque(peer for peer in self.peers if peer.authenticated)
-                await asyncio.gather(*(self._resync_some(followed, peers) for _ in range(_RESYNCS)))
-        finally:
-            self._resyncing = None
-
-    async def _resync_some(self, followed: deque[HubChannel], peers: deque[Peer]) -> None:
-        while followed:
-            await self._compare(followed.popleft())
-        while peers:
-            peer = peers.popleft()
-            try:
-                await self.verifier.verify(peer.token)
-            except Refusal as refusal:
-                if refusal.code is Code.SESSION_REVOKED:
-                    peer.disconnect(codes.SESSION_REVOKED)
-            except StoreUnavailable:
-                self.counts["gateway_rechecks_failed"] += 1
-
     def _recheck(self, channel: HubChannel) -> None:
-        self.spawn(self._compare(channel))
+        self._auditor.recheck(channel)
 
-    async def _compare(self, channel: HubChannel) -> None:
-        """Where does the stream stand? Whoever is behind catches up.
+    # --- while the broker is away --------------------------------------------------------------------------------
 
-        A conversation says itself who has left it, so any one follower may ask. An order does not: each asks for itself.
-        """
-        kind, _, stream_id = channel.name.partition(":")
-        asked = 0
-        for cursor in tuple(channel.cursors):
-            if not cursor.gone and (kind == "order" or not asked):
-                query = Query(kind, stream_id, "attach", cursor.sink.actor)  # type: ignore[arg-type]
-                asked += await self._ask_again(channel, cursor, query)
-        for cursor in tuple(channel.cursors):
-            self._unhook(cursor, channel)
+    def _broker_lost(self) -> None:
+        for peer, frame in self._noticed("service.degraded"):
+            peer.ephemeral(frame)
 
-    async def _ask_again(self, channel: HubChannel, cursor: Cursor, query: Query) -> bool:
-        """Ask until there is an answer; False if the subscription ended instead."""
-        delay_s = 0.1
-        while not cursor.gone:
-            try:
-                answer = await self.router.ask(query, self.settings.ask_timeout_s)
-                if isinstance(answer, Attached):
-                    channel.attached(answer)
-                return True
-            except Refusal as refusal:
-                if refusal.code not in RETRYABLE:
-                    cursor.sink.expelled(cursor)
-                    return False
-            except BrokerUnavailable:
-                self.counts["gateway_rechecks_failed"] += 1
-            await asyncio.sleep(delay_s)
-            delay_s = min(2.0, delay_s * 2)
-        return False
+    def _broker_is_back(self) -> None:
+        """Messages may have been missed. Events are fetched; hints are gone, so whoever lives by them is told to `sync`."""
+        if not self._stopped:
+            self._auditor.resync(self._tell_restored)
 
-    def _unhook(self, cursor: Cursor, channel: HubChannel) -> None:
-        if cursor.live and cursor.position < channel.head:
-            cursor.live = False
-            cursor.sink.lagging(cursor)
+    def _tell_restored(self) -> None:
+        for peer, frame in self._noticed("service.restored"):
+            peer.hint(frame)
+
+    def _noticed(self, kind: str) -> list[tuple[Peer, bytes]]:
+        """Everybody who is logged in, and the notice on their own channel."""
+        body = publication(msgspec.json.encode({"type": kind}), 0)
+        there = [peer for peer in self.peers if peer.authenticated]
+        return [(peer, push(push_prefix(f"user:{peer.actor.id}"), body)) for peer in there]

@@ -17,6 +17,8 @@ from domain.commands import (
     Answer,
     Attached,
     Command,
+    Compare,
+    Compared,
     Delivery,
     Hint,
     Publication,
@@ -77,6 +79,7 @@ class LocalBroker:
         self.handlers: defaultdict[str, list[Callable[[Received], None]]] = defaultdict(list)
         self.down = False
         self._reconnected: list[Callable[[], None]] = []
+        self._lost: list[Callable[[], None]] = []
 
     async def publish(self, subject: str, data: bytes) -> None:
         asyncio.get_running_loop().call_soon(self._deliver, subject, data)
@@ -101,8 +104,14 @@ class LocalBroker:
     def on_reconnect(self, handler: Callable[[], None]) -> None:
         self._reconnected.append(handler)
 
+    def on_lost(self, handler: Callable[[], None]) -> None:
+        self._lost.append(handler)
+
     def cut(self) -> None:
-        self.down = True
+        if not self.down:
+            self.down = True
+            for handler in self._lost:
+                handler()
 
     def heal(self) -> None:
         self.down = False
@@ -127,7 +136,7 @@ class FakePlatform:
     def __init__(self, broker: Any = None) -> None:
         self.broker = LocalBroker() if broker is None else broker
         self.streams: dict[str, Stream] = {}
-        self.asked: list[Command | Query] = []
+        self.asked: list[Command | Query | Compare] = []
         self.signals: list[Signal] = []
         self.owner = 7
         self.delay_s = 0.0
@@ -181,12 +190,15 @@ class FakePlatform:
 
     # --- Router --------------------------------------------------------------------------------------------------
 
-    async def ask(self, request: Command | Query, timeout_s: float = 5.0) -> Answer:
+    async def ask(self, request: Command | Query | Compare, timeout_s: float = 5.0) -> Answer:
         self.asked.append(request)
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
         if self.refuse is not None:
             raise self.refuse
+        if isinstance(request, Compare):
+            known = [self.streams.get(name) for name in request.streams]
+            return Compared(self.owner, tuple(len(stream.events) if stream else 0 for stream in known))
         stream = self.streams.get(request.stream)
         if stream is None or request.actor.id not in stream.members:
             raise Refusal(Code.NOT_FOUND)
