@@ -162,6 +162,11 @@ class MilestoneRef(msgspec.Struct, frozen=True):
     n: Number
 
 
+class Submission(msgspec.Struct, frozen=True):
+    n: Number
+    submission_no: Rev
+
+
 class RequestChanges(msgspec.Struct, frozen=True):
     n: Number
     items: Items
@@ -204,6 +209,14 @@ class DecideDispute(msgspec.Struct, frozen=True):
     dispute_id: Id
     to_customer: Part
     to_worker: Part
+
+
+class DisputeRef(msgspec.Struct, frozen=True):
+    dispute_id: Id
+
+
+class Nudge(msgspec.Struct, frozen=True):
+    reminder: Ref
 
 
 class Rate(msgspec.Struct, frozen=True):

@@ -1,11 +1,13 @@
-"""Disputes over a milestone's money: opened by one side, answered by the other, decided by operations (T33 … T35)."""
+"""Disputes over a milestone's money: opened by one side, answered by the other, decided by operations (T33 … T36, T38)."""
 
 from domain import order_events as ev
 from domain import payments as ledger
 from domain.errors import invalid
-from domain.order_commands import DecideDispute, OpenDispute, RespondDispute
-from domain.order_money import rail_of, refunds, releases
+from domain.order_commands import DecideDispute, DisputeRef, MilestoneRef, OpenDispute, RespondDispute
+from domain.order_money import call_off, rail_of, refunds, releases
+from domain.order_nudges import extend
 from domain.order_state import Dispute, OrderState, Role
+from domain.order_timers import unheard
 from domain.order_turn import OrderTurn
 from domain.payments import Transaction
 
@@ -84,37 +86,84 @@ def respond_dispute(turn: OrderTurn, answer: RespondDispute) -> None:
 
 
 def decide_dispute(turn: OrderTurn, ruling: DecideDispute) -> None:
+    dispute = _known_dispute(turn, ruling.dispute_id)
+    if dispute.status == "decided":
+        raise turn.conflict("the dispute has been decided", dispute={"id": dispute.id, "status": dispute.status})
+    if ruling.to_customer + ruling.to_worker != dispute.amount:
+        raise invalid("to_customer", "mismatch", f"the two parts must sum to {dispute.amount}")
+    _decide(turn, dispute, ruling.to_customer, "The dispute was decided.")
+
+
+def _decide(turn: OrderTurn, dispute: Dispute, to_customer: int, text: str, auto: bool = False) -> None:
     """Split the disputed amount: out of escrow while it is there, else back from what was released.
 
     In a cancelled order the rest of the milestone's escrow goes back to the customer.
     """
     state, contract = turn.state, turn.state.contract
     assert contract is not None
-    dispute = _known_dispute(turn, ruling.dispute_id)
-    if dispute.status == "decided":
-        raise turn.conflict("the dispute has been decided", dispute={"id": dispute.id, "status": dispute.status})
-    if ruling.to_customer + ruling.to_worker != dispute.amount:
-        raise invalid("to_customer", "mismatch", f"the two parts must sum to {dispute.amount}")
-    n, held = dispute.n, state.escrow(dispute.n)
+    n, held, to_worker = dispute.n, state.escrow(dispute.n), dispute.amount - to_customer
     entries: list[Transaction] = []
     if held >= dispute.amount:
         left_over = held - dispute.amount if state.state == "cancelled" else 0
-        entries += releases(state, n, ruling.to_worker)
-        entries += refunds(turn, n, ruling.to_customer + left_over, contract.currency, rail_of(state, n))
-    elif ruling.to_customer:
+        entries += releases(state, n, to_worker)
+        entries += refunds(turn, n, to_customer + left_over, contract.currency, rail_of(state, n))
+    elif to_customer:
         rates = (contract.commission_bp, contract.vat_bp)
         entries.append(
-            ledger.refund_after_release(
-                n, turn.worker_id, state.customer_id, ruling.to_customer, contract.currency, *rates
-            )
+            ledger.refund_after_release(n, turn.worker_id, state.customer_id, to_customer, contract.currency, *rates)
         )
     event = turn.emit(
         ev.DisputeDecided,
         private=ev.Private(ledger=tuple(entries)),
         dispute_id=dispute.id,
         milestone=n,
-        to_customer=ruling.to_customer,
-        to_worker=ruling.to_worker,
+        to_customer=to_customer,
+        to_worker=to_worker,
         currency=contract.currency,
+        auto=auto,
     )
-    turn.tell(event, "The dispute was decided.")
+    turn.tell(event, text)
+
+
+def dispute_default(turn: OrderTurn, which: DisputeRef) -> None:
+    """T36: who was asked and says nothing loses, once they were reminded while there was time; else it is put off, once.
+
+    There is no appeal: what was released can be disputed again for a while, what went back to the customer cannot.
+    """
+    dispute = _known_dispute(turn, which.dispute_id)
+    if dispute.status != "open":
+        raise turn.conflict("the dispute was answered", dispute={"id": dispute.id, "status": dispute.status})
+    if unheard(turn.state, f"respond:{dispute.id}", f"respond_nudge:{dispute.id}"):
+        grace_ms = turn.policy.unheard_extension_ms
+        extend(turn, f"respond:{dispute.id}", grace_ms, "There is more time to answer the dispute.")
+        return
+    to_customer = dispute.amount if dispute.by == "customer" else 0
+    _decide(turn, dispute, to_customer, "The dispute was not answered in time: who opened it is right.", auto=True)
+
+
+def escrow_expiring(turn: OrderTurn, which: MilestoneRef) -> None:
+    """T38: the rail lets go of a milestone's money soon, and what happens to it is decided here, never by the rail.
+
+    The rule: what the customer has not approved by now goes back to them in full, work submitted or not, for the rail may
+    give it to anybody. A dispute over it ends the same way, since its hold would outlive the money. Where no work has
+    begun the order is cancelled with it; else it goes on, and the milestone is `refunded`.
+    """
+    state, contract = turn.state, turn.state.contract
+    if contract is None or state.escrow(which.n) == 0:
+        raise turn.conflict(f"nothing is held for milestone {which.n}")
+    for dispute in [d for d in state.disputes if d.n == which.n and d.status != "decided"]:
+        _decide(turn, dispute, dispute.amount, "The money could not be held any longer: it goes back.", auto=True)
+    left = turn.state.escrow(which.n)
+    if left:
+        entries = refunds(turn, which.n, left, contract.currency, rail_of(state, which.n))
+        event = turn.emit(
+            ev.EscrowReturned,
+            private=ev.Private(ledger=tuple(entries)),
+            milestone=which.n,
+            amount=left,
+            currency=contract.currency,
+        )
+        turn.tell(event, f"The money for milestone {which.n} could not be held any longer: it goes back.")
+    idle = all(m.status in ("planned", "funded", "cancelled", "refunded") for m in turn.state.milestones)
+    if idle and state.state in ("funded", "scheduled", "en_route"):
+        call_off(turn, "escrow_expiring")

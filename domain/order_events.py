@@ -37,6 +37,8 @@ class Private(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     stars: int = 0
     text: str = ""
     strikes: int = 0
+    due: dict[str, tuple[int, ...]] = {}
+    """Timers that begin with the event, and when they go off (Unix ms): frozen, whatever the policy says later."""
 
 
 class OrderEvent(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, tag_field="type"):
@@ -183,6 +185,12 @@ class CheckedOut(OrderEvent, frozen=True, kw_only=True, tag="order.checked_out")
     visit_id: str
 
 
+class WorkerNoShow(OrderEvent, frozen=True, kw_only=True, tag="order.worker_no_show"):
+    """The worker did not come: the visit is void, and another one may be agreed."""
+
+    visit_id: str
+
+
 class MilestoneSubmitted(OrderEvent, frozen=True, kw_only=True, tag="order.milestone_submitted"):
     milestone: int
     submission_no: int
@@ -191,7 +199,10 @@ class MilestoneSubmitted(OrderEvent, frozen=True, kw_only=True, tag="order.miles
 
 
 class MilestoneApproved(OrderEvent, frozen=True, kw_only=True, tag="order.milestone_approved"):
+    """`auto`: by silence, when the time for the review was over."""
+
     milestone: int
+    auto: bool = False
 
 
 class ChangesRequested(OrderEvent, frozen=True, kw_only=True, tag="order.changes_requested"):
@@ -207,7 +218,10 @@ class WorkSubmitted(OrderEvent, frozen=True, kw_only=True, tag="order.work_submi
 
 
 class Approved(OrderEvent, frozen=True, kw_only=True, tag="order.approved"):
+    """`auto`: by silence, when the time for it was over."""
+
     milestone: int
+    auto: bool = False
 
 
 class ChangeProposed(OrderEvent, frozen=True, kw_only=True, tag="order.change_proposed"):
@@ -242,11 +256,36 @@ class DisputeAnswered(OrderEvent, frozen=True, kw_only=True, tag="order.dispute_
 
 
 class DisputeDecided(OrderEvent, frozen=True, kw_only=True, tag="order.dispute_decided"):
+    """`auto`: nobody decided; a deadline did."""
+
     dispute_id: str
     milestone: int
     to_customer: int
     to_worker: int
     currency: str
+    auto: bool = False
+
+
+class EscrowReturned(OrderEvent, frozen=True, kw_only=True, tag="order.escrow_returned"):
+    """The rail would not hold the milestone's money any longer: what was not approved by then goes back."""
+
+    milestone: int
+    amount: int
+    currency: str
+
+
+class Nudged(OrderEvent, frozen=True, kw_only=True, tag="order.nudged"):
+    """Something waits to be done by those it `concerns` (customer, worker, ops). Nothing else changes."""
+
+    reminder: str
+    concerns: tuple[str, ...]
+
+
+class Extended(OrderEvent, frozen=True, kw_only=True, tag="order.extended"):
+    """What was due is put off."""
+
+    reminder: str
+    until: str
 
 
 class Cancelled(OrderEvent, frozen=True, kw_only=True, tag="order.cancelled"):
@@ -288,9 +327,10 @@ class Rated(OrderEvent, frozen=True, kw_only=True, tag="order.rated"):
 AnyEvent = (
     Created | Published | QuoteSubmitted | QuoteWithdrawn | QuoteRejected | Awarded | Reopened | PaymentStarted
     | Funded | MilestoneFunded | PaymentFailed | PaymentReturned | RefundPaid | SlotProposed | SlotConfirmed
-    | TripStarted | TripAborted | Arrived | CodeRefused | CheckedIn | CheckedOut | MilestoneSubmitted
+    | TripStarted | TripAborted | Arrived | CodeRefused | CheckedIn | CheckedOut | WorkerNoShow | MilestoneSubmitted
     | MilestoneApproved | ChangesRequested | WorkSubmitted | Approved | ChangeProposed | ChangeAccepted
-    | DisputeOpened | DisputeAnswered | DisputeDecided | Cancelled | Expired | Settled | Closed | Rated
+    | DisputeOpened | DisputeAnswered | DisputeDecided | EscrowReturned | Nudged | Extended | Cancelled | Expired
+    | Settled | Closed | Rated
 )  # fmt: skip
 
 _DECODER: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)

@@ -1,6 +1,6 @@
 """How an order changes with each of its events. Only here; a replay of the same events gives the same state and hash."""
 
-from typing import Any
+from typing import Any, Final
 
 from msgspec.structs import replace
 
@@ -19,10 +19,14 @@ from domain.order_state import (
     Visit,
     changed,
 )
+from domain.order_timers import timers_after
 from domain.payments import post
 from domain.times import parse_rfc3339
 
 Fields = dict[str, Any]
+
+REMEMBERED: Final = {"quote_window": "quoting_ends", "rating_window": "rating_ends"}
+"""Timers whose time is asked for when they no longer run."""
 
 
 def evolve(state: OrderState, event: ev.AnyEvent) -> OrderState:
@@ -37,7 +41,12 @@ def evolve(state: OrderState, event: ev.AnyEvent) -> OrderState:
     if private.strikes and private.worker_id:
         count = state.strikes.get(private.worker_id, 0) + private.strikes
         fields["strikes"] = {**state.strikes, private.worker_id: count}
-    return replace(state, **fields, state=event.state, version=event.version, hash=event.hash, updated_at=at)
+    for name, field in REMEMBERED.items():
+        if name in private.due:
+            fields[field] = private.due[name][-1]
+    after = replace(state, **fields, state=event.state, version=event.version, hash=event.hash, updated_at=at)
+    due = timers_after(state, after, event, at)
+    return after if due == state.due else replace(after, due=due)
 
 
 def _changes(state: OrderState, event: ev.AnyEvent, private: ev.Private, at: int) -> Fields:
@@ -53,7 +62,7 @@ def _changes(state: OrderState, event: ev.AnyEvent, private: ev.Private, at: int
             return _payments(state, event, private, at)
         case (
             ev.SlotProposed() | ev.SlotConfirmed() | ev.TripStarted() | ev.TripAborted() | ev.Arrived()
-            | ev.CodeRefused() | ev.CheckedIn() | ev.CheckedOut()
+            | ev.CodeRefused() | ev.CheckedIn() | ev.CheckedOut() | ev.WorkerNoShow()
         ):  # fmt: skip
             return _visits(state, event, private)
         case (
@@ -63,6 +72,12 @@ def _changes(state: OrderState, event: ev.AnyEvent, private: ev.Private, at: int
             return _work(state, event, at)
         case ev.DisputeOpened() | ev.DisputeAnswered() | ev.DisputeDecided():
             return _disputes(state, event, private, at)
+        case ev.EscrowReturned():
+            milestone = state.milestone(event.milestone)
+            return {"milestones": changed(state.milestones, milestone, status="refunded")}
+        case ev.Extended() if event.reminder == "deposit_due":
+            waiting = (replace(p, awaited=True) if p.status == "processing" else p for p in state.payments)
+            return {"payments": tuple(waiting)}
         case ev.Rated():
             rating = Rating(private.stars, at, private.text)
             return {"ratings": {**state.ratings, event.side: rating}}
@@ -202,7 +217,8 @@ def _visits(
     | ev.Arrived
     | ev.CodeRefused
     | ev.CheckedIn
-    | ev.CheckedOut,
+    | ev.CheckedOut
+    | ev.WorkerNoShow,
     private: ev.Private,
 ) -> Fields:
     if isinstance(event, ev.SlotProposed):
@@ -229,6 +245,8 @@ def _visits(
             status = "arrived"
         case ev.CheckedOut():
             status = "checked_out"
+        case ev.WorkerNoShow():
+            return {"visits": changed(state.visits, found, status="no_show_w", code="")}
     return {"visits": changed(state.visits, found, status=status)}
 
 

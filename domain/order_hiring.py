@@ -1,4 +1,4 @@
-"""From a wish to a hired worker: create, publish, quotes, and the choice of one of them (T01 … T05, T32)."""
+"""From a wish to a hired worker: create, publish, quotes, and the choice of one of them (T01 … T05, T08, T32)."""
 
 import hashlib
 
@@ -6,6 +6,7 @@ from domain import order_events as ev
 from domain.errors import Code, Refusal, invalid
 from domain.geo import distance_m
 from domain.order_commands import AcceptQuote, Create, Nothing, QuoteRef, SubmitQuote
+from domain.order_nudges import extend
 from domain.order_state import OrderState, Place, Quote, Role, conversation_of
 from domain.order_turn import OrderTurn
 from domain.times import epoch_ms
@@ -188,7 +189,18 @@ def reopen(turn: OrderTurn, reason: str, striker_id: str, withdrawn: str = "") -
 
 
 def deposit_timeout(turn: OrderTurn, _: Nothing) -> None:
-    reopen(turn, "deposit_timeout", turn.state.customer_id)
+    """T08. A payment that is still being processed is waited for, once, and only for so many of them.
+
+    No provider can be asked how it stands: what it says after this is T09, and goes back in full (`deposit_held`).
+    """
+    state, policy = turn.state, turn.policy
+    due = state.due.get("deposit_due")
+    graces = due.extensions if due is not None else 0
+    waiting = any(p.status == "processing" and not p.awaited for p in state.payments)
+    if waiting and graces < policy.deposit_graces_max:
+        extend(turn, "deposit_due", policy.deposit_grace_ms, "The payment is still being processed: it is waited for.")
+        return
+    reopen(turn, "deposit_timeout", state.customer_id)
 
 
 def expire(turn: OrderTurn, _: Nothing) -> None:

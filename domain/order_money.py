@@ -3,7 +3,7 @@
 from domain import order_events as ev
 from domain import payments as ledger
 from domain.errors import Code, Refusal, invalid
-from domain.order_commands import Cancel, DepositFailed, DepositHeld, PspEvent, RefundPaid, StartPayment
+from domain.order_commands import Cancel, DepositFailed, DepositHeld, Nothing, PspEvent, RefundPaid, StartPayment
 from domain.order_hiring import has_live_quote, reopen
 from domain.order_state import AT_WORK, OrderState, Payment, Role
 from domain.order_turn import OrderTurn
@@ -59,7 +59,10 @@ def _known_payment(turn: OrderTurn, payment_id: str) -> Payment:
 
 
 def deposit_held(turn: OrderTurn, news: DepositHeld) -> None:
-    """A duplicate changes nothing; what comes too late is booked and goes back in full, whatever the order's state."""
+    """T06, and T09 for what comes too late: that is booked and goes back in full, whatever the order's state by then.
+
+    A duplicate changes nothing.
+    """
     state, payment = turn.state, _known_payment(turn, news.payment_id)
     if payment.status in ("held", "refunded") or news.psp_event_id in state.psp_events:
         return
@@ -131,8 +134,9 @@ def refunds(turn: OrderTurn, n: int, amount: int, currency: str, rail: str) -> l
 
 
 def rail_of(state: OrderState, n: int) -> str:
-    """The rail over which a milestone was paid."""
-    return next((p.rail for p in state.payments if p.milestone == n and p.status == "held"), state.rail)
+    """The rail over which a milestone was paid, or, if that is none, over which its money came too late."""
+    paid = {p.status: p.rail for p in state.payments if p.milestone == n and p.status in ("held", "refunded")}
+    return paid.get("held") or paid.get("refunded") or state.rail
 
 
 def deposit_failed(turn: OrderTurn, news: DepositFailed) -> None:
@@ -192,6 +196,16 @@ def may_cancel(state: OrderState, role: Role, actor_id: str) -> bool:
     if role == "bidder":
         return state.state == "open" and has_live_quote(state, role, actor_id)
     return role != "worker" or state.state not in ("draft", "open")
+
+
+def slot_timeout(turn: OrderTurn, _: Nothing) -> None:
+    """The deposit is held and no visit was ever agreed on: it goes back in full."""
+    call_off(turn, "slot_timeout")
+
+
+def call_off(turn: OrderTurn, reason: str) -> None:
+    """The platform cancels: what is in escrow for work not begun goes back, nobody pays a fee or gets a strike."""
+    _cancel_paid(turn, Cancel(reason))
 
 
 def cancel(turn: OrderTurn, wish: Cancel) -> None:
@@ -306,6 +320,6 @@ def close(turn: OrderTurn, _: object) -> None:
     if state.holds:
         raise turn.conflict("a dispute is open", Code.HOLD, holds=list(state.holds))
     both = len(state.ratings) == 2
-    if not both and turn.now < (state.approved_at or 0) + policy.rating_window_ms:
+    if not both and turn.now < state.rating_end(policy.rating_window_ms):
         raise Refusal(Code.CONFLICT, "the rating window is still open")
     turn.emit(ev.Closed, to="closed")

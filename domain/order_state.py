@@ -100,10 +100,12 @@ class Payment(msgspec.Struct, frozen=True, omit_defaults=True):
     currency: str
     status: str
     at: int
+    awaited: bool = False
+    """The deposit's deadline was put off for it."""
 
 
 class Visit(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Status: proposed, confirmed, en_route, arrived, checked_in, checked_out, rescheduled, cancelled."""
+    """Status: proposed, confirmed, en_route, arrived, checked_in, checked_out, rescheduled, cancelled, no_show_w."""
 
     id: str
     status: str
@@ -149,6 +151,19 @@ class Rating(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str = ""
 
 
+class Due(msgspec.Struct, frozen=True, array_like=True):
+    """When a timer of the order goes off: at the first of `times` (Unix ms), then at the next.
+
+    `fence` is the offset of the event that set it or let it run again. `said` is when it was first said (0: not yet),
+    which is remembered beyond the last of the times; `extensions` counts how often it was put off.
+    """
+
+    times: tuple[int, ...]
+    fence: int
+    said: int = 0
+    extensions: int = 0
+
+
 class OrderState(msgspec.Struct, frozen=True, omit_defaults=True):
     """One order. `state` is empty and `version` 0 until it is created; `hash` is that of its last event."""
 
@@ -182,6 +197,10 @@ class OrderState(msgspec.Struct, frozen=True, omit_defaults=True):
     approved_at: int | None = None
     ratings: dict[str, Rating] = {}
     strikes: dict[str, int] = {}
+    due: dict[str, Due] = {}
+    """Timers by name; `order_timers` says which of them run."""
+    quoting_ends: int | None = None
+    rating_ends: int | None = None
 
     @property
     def holds(self) -> tuple[str, ...]:
@@ -222,6 +241,10 @@ class OrderState(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def change(self, change_id: str) -> Change | None:
         return next((c for c in self.changes if c.id == change_id), None)
+
+    def rating_end(self, window_ms: int) -> int:
+        """When ratings end: as frozen at the approval; orders that were approved before that was done take the window."""
+        return (self.approved_at or 0) + window_ms if self.rating_ends is None else self.rating_ends
 
     @property
     def milestone_due(self) -> int | None:

@@ -23,8 +23,10 @@ from domain.order_commands import (
     DecideDispute,
     DepositFailed,
     DepositHeld,
+    DisputeRef,
     MilestoneRef,
     Nothing,
+    Nudge,
     OnVisit,
     OpenDispute,
     ProposeChange,
@@ -36,6 +38,7 @@ from domain.order_commands import (
     RequestChanges,
     RespondDispute,
     StartPayment,
+    Submission,
     SubmitCompletion,
     SubmitMilestone,
     SubmitQuote,
@@ -43,8 +46,10 @@ from domain.order_commands import (
 )
 from domain.order_disputes import (
     decide_dispute,
+    dispute_default,
     dispute_to_answer,
     dispute_to_decide,
+    escrow_expiring,
     money_to_dispute,
     open_dispute,
     respond_dispute,
@@ -70,8 +75,10 @@ from domain.order_money import (
     payment_due,
     payouts_confirmed,
     refund_paid,
+    slot_timeout,
     start_payment,
 )
+from domain.order_nudges import nudge
 from domain.order_state import OrderState, Role
 from domain.order_turn import OrderTurn
 from domain.order_visits import (
@@ -88,13 +95,16 @@ from domain.order_visits import (
     visit_checked_in,
     visit_confirmed,
     visit_expected,
+    visit_missed,
     visit_on_the_way,
     visit_travelling,
+    worker_no_show,
 )
 from domain.order_work import (
     accept_change,
     approve_completion,
     approve_milestone,
+    auto_approve_milestone,
     change_to_accept,
     completable,
     not_rated,
@@ -169,12 +179,12 @@ TABLE: Final = (
     row("withdraw_quote",     "open",                       SAME,                    "BW",   QuoteRef,         withdraw_quote,     has_live_quote),
     row("reject_quote",       "open",                       SAME,                    "C",    QuoteRef,         reject_quote,       has_live_quote),
     row("accept_quote",       "open",                       "awarded",               "C",    AcceptQuote,      accept_quote,       has_live_quote),
-    row("expire",             "open",                       "expired",               "S",    Nothing,          expire),
+    row("expire",             "draft open",                 "expired",               "S",    Nothing,          expire),
 
     row("start_payment",      PAYABLE,                      SAME,                    "C",    StartPayment,     start_payment,      payment_due, listed=False),
     row("deposit_held",       EVERY,                        "funded same",           "P",    DepositHeld,      deposit_held),
     row("deposit_failed",     EVERY,                        "open same",             "P",    DepositFailed,    deposit_failed),
-    row("deposit_timeout",    "awarded",                    "open",                  "S",    Nothing,          deposit_timeout),
+    row("deposit_timeout",    "awarded",                    "open same",             "S",    Nothing,          deposit_timeout),
     row("refund_paid",        EVERY,                        SAME,                    "P",    RefundPaid,       refund_paid),
 
     row("propose_slot",       PLANNABLE,                    SAME,                    "CW",   ProposeSlot,      propose_slot),
@@ -184,15 +194,18 @@ TABLE: Final = (
     row("arrived",            "en_route",                   SAME,                    "W",    OnVisit,          arrived,            visit_on_the_way),
     row("check_in",           "scheduled en_route",         "in_progress same",      "W",    CheckIn,          check_in,           visit_expected),
     row("confirm_check_in",   "scheduled en_route",         "in_progress",           "C",    VisitRef,         confirm_check_in,   code_tried),
-    row("check_out",          "in_progress",                "in_progress scheduled", "W",    OnVisit,          check_out,          visit_checked_in),
+    row("check_out",          "in_progress",                "in_progress scheduled", "WS",   OnVisit,          check_out,          visit_checked_in),
+    row("worker_no_show",     "scheduled en_route",         "funded in_progress",    "CS",   VisitRef,         worker_no_show,     visit_missed),
+    row("slot_timeout",       "funded",                     "cancelled",             "S",    Nothing,          slot_timeout),
 
     row("submit_milestone",   "in_progress",                SAME,                    "W",    SubmitMilestone,  submit_milestone,   work_to_submit),
     row("approve_milestone",  "in_progress",                SAME,                    "C",    MilestoneRef,     approve_milestone,  work_to_judge),
+    row("auto_approve_milestone", "in_progress",            SAME,                    "S",    Submission,       auto_approve_milestone, work_to_judge),
     row("request_changes",    "in_progress work_submitted", "in_progress",           "C",    RequestChanges,   request_changes,    work_to_judge),
     row("propose_change",     "in_progress",                SAME,                    "CW",   ProposeChange,    propose_change),
     row("accept_change",      "in_progress",                SAME,                    "CW",   ChangeRef,        accept_change,      change_to_accept),
     row("submit_completion",  "in_progress",                "work_submitted",        "W",    SubmitCompletion, submit_completion,  completable),
-    row("approve_completion", "work_submitted",             "approved",              "CSA",  Nothing,          approve_completion),
+    row("approve_completion", "work_submitted",             "approved same",         "CSA",  Nothing,          approve_completion),
     row("payouts_confirmed",  "approved",                   "settled",               "PS",   PspEvent,         payouts_confirmed),
     row("close",              "settled",                    "closed",                "S",    Nothing,          close),
     row("rate",               "approved settled closed",    SAME,                    "CW",   Rate,             rate,               not_rated),
@@ -201,6 +214,10 @@ TABLE: Final = (
     row("open_dispute",       PAID,                         SAME,                    "CW",   OpenDispute,      open_dispute,       money_to_dispute),
     row("respond_dispute",    PAID + OVER,                  SAME,                    "CW",   RespondDispute,   respond_dispute,    dispute_to_answer),
     row("decide_dispute",     PAID + OVER,                  SAME,                    "A",    DecideDispute,    decide_dispute,     dispute_to_decide),
+    row("dispute_default",    PAID + OVER,                  SAME,                    "S",    DisputeRef,       dispute_default,    dispute_to_decide),
+    row("escrow_expiring",    PAID + OVER,                  "cancelled same",        "S",    MilestoneRef,     escrow_expiring),
+
+    row("nudge",              EVERY,                        SAME,                    "S",    Nudge,            nudge),
 )
 # fmt: on
 
@@ -221,11 +238,15 @@ def client_name(command: str) -> str:
 
 PLANNED: Final = frozenset(
     {
-        "late_deposit", "reschedule", "worker_no_show", "customer_no_show", "auto_approve_milestone", "request_rework",
-        "dispute_default", "chargeback_opened", "chargeback_closed", "escrow_expiring", "override",
+        "late_deposit", "reschedule", "customer_no_show", "request_rework", "chargeback_opened", "chargeback_closed",
+        "override",
     }
 )  # fmt: skip
-"""Commands of the marketplace's rules that this machine knows by name and never allows."""
+"""Commands of the marketplace's rules that this machine knows by name and never allows.
+
+Some of them happen under other names: a late deposit by `deposit_held`, a new time for a visit by `confirm_slot`, rework by
+`request_changes`.
+"""
 
 
 def allowed_commands(state: OrderState, role: Role, actor_id: str) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from domain import order_events as ev
 from domain.aggregate import Decision, Facts
@@ -12,6 +13,7 @@ from domain.commands import SYSTEM, Command
 from domain.errors import Code, Refusal, Refused
 from domain.ids import derived_uuid7
 from domain.order_evolve import evolve
+from domain.order_schedule import schedule
 from domain.order_state import ON_THE_WAY, OrderState, Role, Side
 from domain.policy import Policy
 from domain.times import rfc3339
@@ -71,7 +73,7 @@ class OrderTurn:
     def emit(
         self, kind: Callable[..., ev.AnyEvent], to: str | None = None, private: ev.Private | None = None, **fields: Any
     ) -> ev.AnyEvent:
-        """Add an event that leads to the state `to` (or leaves it), and make it true."""
+        """Add an event that leads to the state `to` (or leaves it), with the timers that it starts, and make it true."""
         masked = getattr(kind, "masks_by", False) and self.command.actor.kind == "user"
         event = kind(
             by=self.role.replace("bidder", "worker") if masked else self.command.actor.by,
@@ -81,6 +83,9 @@ class OrderTurn:
             private=private,
             **fields,
         )
+        due = schedule(self.state, event, self.policy, self.now)
+        if due:
+            event = replace(event, private=replace(event.private or ev.Private(), due=due))
         event = ev.sealed(event, self.state.hash)
         self.state = evolve(self.state, event)
         self._events.append(event)

@@ -8,6 +8,7 @@ from domain.commands import Actor
 from domain.geo import cell_centre
 from domain.order_state import ON_THE_WAY, Milestone, Money, OrderState, Quote, Rating, Role, Visit
 from domain.order_table import allowed_commands
+from domain.order_timers import timer_views
 from domain.policy import Policy
 from domain.times import rfc3339
 
@@ -59,7 +60,7 @@ def project(state: OrderState, role: Role, actor_id: str, policy: Policy) -> dic
         "disputes": [_dispute(state, d.id, role) for d in state.disputes] if inside else [],
         "changes": [_change(state, c.id) for c in state.changes] if inside else [],
         "holds": list(state.holds) if inside else [],
-        "timers": [],
+        "timers": timer_views(state, role),
         "ratings": _ratings(state, role),
         "allowed_commands": list(allowed_commands(state, role, actor_id)),
         "created_at": rfc3339(state.created_at),
@@ -157,7 +158,8 @@ def _funding(state: OrderState) -> list[dict[str, Any]]:
         return []
     entries = []
     for milestone in state.milestones:
-        paid = [p for p in state.payments if p.milestone == milestone.n and p.status != "timed_out"]
+        over = {"timed_out", "refunded"} if milestone.n == state.milestone_due else {"timed_out"}
+        paid = [p for p in state.payments if p.milestone == milestone.n and p.status not in over]
         if not paid and milestone.n != state.milestone_due:
             continue
         n, books = milestone.n, state.books

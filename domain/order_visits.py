@@ -1,4 +1,4 @@
-"""The worker comes to the site: slots, the trip, the check-in by code, the check-out (T10 … T16)."""
+"""The worker comes to the site: slots, the trip, the check-in by code, the check-out (T10 … T17)."""
 
 from domain import order_events as ev
 from domain.errors import Refusal, invalid
@@ -184,6 +184,31 @@ def _enter(turn: OrderTurn, visit: Visit) -> None:
     event = turn.emit(ev.CheckedIn, to="in_progress", visit_id=visit.id, milestone=begins)
     if visit.status in ON_THE_WAY:
         turn.tell(event, "The worker has checked in.")
+
+
+def visit_missed(state: OrderState, role: Role, actor_id: str) -> bool:
+    """A worker was or is expected and has not arrived; whether for long enough is said when it is claimed."""
+    return state.visit_in("confirmed", "en_route") is not None
+
+
+def worker_no_show(turn: OrderTurn, which: VisitRef) -> None:
+    """T17. The visit is void and the worker gets a strike; the customer may agree on another one, or cancel for nothing.
+
+    Work that had begun goes on being in progress; an order without any is where it was when the deposit had been paid.
+    """
+    visit, state = _known_visit(turn, which.visit_id, "confirmed", "en_route"), turn.state
+    due = state.due.get("no_show")
+    missed_at = due.times[0] if due is not None and due.times else visit.end + turn.policy.no_show_ms
+    if turn.role == "customer" and turn.now < missed_at:
+        raise turn.conflict(f"the worker may still come until {rfc3339(missed_at)}")
+    begun = any(v.status == "checked_out" for v in state.visits)
+    event = turn.emit(
+        ev.WorkerNoShow,
+        to="in_progress" if begun else "funded",
+        visit_id=visit.id,
+        private=ev.Private(worker_id=turn.worker_id, strikes=1),
+    )
+    turn.tell(event, "The worker did not come.")
 
 
 def check_out(turn: OrderTurn, wish: OnVisit) -> None:

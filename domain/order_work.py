@@ -1,4 +1,4 @@
-"""The work and its acceptance: milestones, completion, changes, ratings (T19, T20, T22 … T27, T39)."""
+"""The work and its acceptance: milestones, completion, changes, ratings (T19 … T27, T39)."""
 
 from domain import order_events as ev
 from domain.errors import invalid
@@ -9,11 +9,14 @@ from domain.order_commands import (
     ProposeChange,
     Rate,
     RequestChanges,
+    Submission,
     SubmitCompletion,
     SubmitMilestone,
 )
 from domain.order_money import rail_of, refunds, refuse_held, releases
+from domain.order_nudges import extend
 from domain.order_state import AT_WORK, FINISHED, Line, Milestone, OrderState, Role
+from domain.order_timers import unheard
 from domain.order_turn import OrderTurn
 from domain.payments import Transaction
 
@@ -81,6 +84,24 @@ def approve_milestone(turn: OrderTurn, which: MilestoneRef) -> None:
     turn.tell(event, f"Milestone {which.n} was approved.")
 
 
+def auto_approve_milestone(turn: OrderTurn, which: Submission) -> None:
+    """T21: silence is consent to exactly this submission, once somebody was reminded while there was time.
+
+    "Reminded" means that the order said so by a nudge: there is no provider yet that would accept a push or a message.
+    Where none was said before the review was due, it is put off, once.
+    """
+    milestone, state = _milestone(turn, which.n, "submitted"), turn.state
+    if milestone.submission_no != which.submission_no:
+        raise turn.conflict(f"submission {milestone.submission_no} is the one to be judged")
+    refuse_held(turn, which.n)
+    if unheard(state, "review", "review_nudge"):
+        extend(turn, "review", turn.policy.unheard_extension_ms, "There is more time for the review.")
+        return
+    entries = releases(state, which.n, state.escrow(which.n))
+    event = turn.emit(ev.MilestoneApproved, milestone=which.n, auto=True, private=ev.Private(ledger=entries))
+    turn.tell(event, f"Milestone {which.n} was approved: nobody objected in time.")
+
+
 def request_changes(turn: OrderTurn, wish: RequestChanges) -> None:
     """T22, and T27 where the whole work had been submitted: then the order goes on."""
     milestone, policy = _milestone(turn, wish.n, "submitted"), turn.policy
@@ -107,14 +128,21 @@ def submit_completion(turn: OrderTurn, work: SubmitCompletion) -> None:
 
 
 def approve_completion(turn: OrderTurn, _: Nothing) -> None:
-    """Releases whatever the order still has in escrow, milestone by milestone."""
-    state, last = turn.state, turn.state.milestones[-1]
+    """Releases whatever the order still has in escrow, milestone by milestone.
+
+    By the platform itself as `auto_approve_milestone`: silence is consent, once somebody was reminded in time.
+    """
+    state, last, auto = turn.state, turn.state.milestones[-1], turn.role == "system"
     entries: list[Transaction] = []
     for milestone in state.milestones:
         refuse_held(turn, milestone.n)
         entries += releases(state, milestone.n, state.escrow(milestone.n))
-    event = turn.emit(ev.Approved, to="approved", milestone=last.n, private=ev.Private(ledger=tuple(entries)))
-    turn.tell(event, "The work was approved.")
+    if auto and unheard(state, "final_auto_approve", "final_nudge"):
+        extend(turn, "final_auto_approve", turn.policy.unheard_extension_ms, "There is more time for the approval.")
+        return
+    private = ev.Private(ledger=tuple(entries))
+    event = turn.emit(ev.Approved, to="approved", milestone=last.n, auto=auto, private=private)
+    turn.tell(event, "The work was approved: nobody objected in time." if auto else "The work was approved.")
 
 
 def propose_change(turn: OrderTurn, wish: ProposeChange) -> None:
@@ -213,7 +241,7 @@ def accept_change(turn: OrderTurn, which: ChangeRef) -> None:
 def rate(turn: OrderTurn, opinion: Rate) -> None:
     """Double-blind: what is said comes out with the second rating, for both at once."""
     state = turn.state
-    if turn.now > (state.approved_at or 0) + turn.policy.rating_window_ms:
+    if turn.now > state.rating_end(turn.policy.rating_window_ms):
         raise turn.conflict("the rating window is over")
     parties = {"customer": state.customer_id, "worker": turn.worker_id}
     other = "worker" if turn.side == "customer" else "customer"

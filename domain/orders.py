@@ -13,6 +13,7 @@ from domain.order_commands import Create, Malformed, QuoteRef, parse_payload, wr
 from domain.order_evolve import evolve
 from domain.order_state import OrderState, Role, conversation_of
 from domain.order_table import PLANNED, ROWS, TERMINAL, Row, allowed_commands
+from domain.order_timers import reminders
 from domain.order_turn import OrderTurn, conflict
 from domain.order_views import project, role_of
 from domain.policy import DEFAULT_POLICY, Policy
@@ -166,7 +167,7 @@ class OrderRules:
     # --- what others hear --------------------------------------------------------------------------------------------
 
     def reminders(self, state: OrderState) -> tuple[Reminder, ...]:
-        return ()
+        return reminders(state)
 
     def hints(self, state: OrderState, events: list[tuple[int, ev.AnyEvent]]) -> list[tuple[str, bytes]]:
         out: list[tuple[str, bytes]] = []
@@ -217,6 +218,8 @@ class OrderRules:
 
 def _card_readers(state: OrderState, command: Command, parsed: Any) -> list[str]:
     """The workers in whose conversations this command may post."""
+    if command.name == "nudge":
+        return []
     if command.name == "submit_quote" and state.worker_id is None:
         return [command.actor.id]
     if isinstance(parsed, QuoteRef) or hasattr(parsed, "quote_id"):
@@ -230,7 +233,10 @@ def _card_readers(state: OrderState, command: Command, parsed: Any) -> list[str]
 
 
 def _concerned(state: OrderState, event: ev.AnyEvent) -> list[str]:
-    """Who should look at the order again, each once, in a fixed order."""
+    """Who should look at the order again, each once, in a fixed order. Operations look by themselves."""
+    if isinstance(event, ev.Nudged):
+        reminded = {"customer": state.customer_id, "worker": state.worker_id}
+        return [user for role in event.concerns if (user := reminded.get(role))]
     users = [state.customer_id, state.worker_id or ""]
     if event.private is not None:
         users.append(event.private.worker_id)

@@ -224,6 +224,13 @@ class OrderQuery(Listing):
     state: Annotated[str, Meta(pattern=r"\A[a-z_]{1,32}\Z")] | None = None
 
 
+class TimerView(msgspec.Struct):
+    """When the order does something by itself, or reminds the caller, unless something else happens before."""
+
+    name: str
+    due_at: Timestamp
+
+
 class OrderView(msgspec.Struct):
     """An order, projected for who asks; what they may not know is left out. `version` is the stream's offset."""
 
@@ -249,7 +256,7 @@ class OrderView(msgspec.Struct):
     conversation_id: Uuid | UnsetType = UNSET
     photos: list[str] = []
     changes: list[dict[str, Any]] = []
-    timers: list[Any] = []
+    timers: list[TimerView] = []
     budget: Money | UnsetType = UNSET
     contract: dict[str, Any] | UnsetType = UNSET
     ratings: dict[str, Any] | UnsetType = UNSET

@@ -1,5 +1,6 @@
 """A small world for orders: people, a clock, and the turn as the runtime takes it, with what every turn must keep."""
 
+import copy
 import json
 import uuid
 from typing import Any
@@ -8,9 +9,10 @@ import pytest
 
 from domain.aggregate import Account, AccountNeed, Facts, Need, OpenOrdersNeed, WorkerProfile
 from domain.channels import stream_partition
-from domain.commands import SYSTEM, Actor, Command
+from domain.commands import SYSTEM, Actor, Command, Reminder
 from domain.errors import Refusal, Refused
 from domain.order_state import OrderState
+from domain.order_table import TERMINAL
 from domain.orders import OrderRules
 from domain.policy import Policy
 from domain.times import HOUR_MS, rfc3339
@@ -24,6 +26,7 @@ def make_id(n: int) -> str:
 
 
 ORDER = make_id(0x1000)
+DISPUTE = make_id(0x3000)
 ANNA, BEN, EVE, ZOE, OPAL = (make_id(n) for n in range(1, 6))
 """A customer, two workers, a stranger who is no worker, and somebody of operations."""
 
@@ -63,6 +66,8 @@ class World:
         self.bodies: list[bytes] = []
         self.related: list[Command] = []
         self.events: list[Any] = []
+        self.taken_back: set[Reminder] = set()
+        """Reminders that stood once and no longer do."""
         self._ids = 0x100000
 
     def new_id(self) -> str:
@@ -86,10 +91,12 @@ class World:
         Raises:
             Refusal: as the caller would get it; a refusal that is remembered has changed the state before.
         """
-        actor = ACTORS[who]
         command_id = command_id or self.new_id()
-        command = Command("order", ORDER, name, actor, command_id, json.dumps(payload).encode(), version)
-        rules, state = self.rules, self.state
+        return self._turn(Command("order", ORDER, name, ACTORS[who], command_id, json.dumps(payload).encode(), version))
+
+    def _turn(self, command: Command) -> list[Any]:
+        rules, state, actor, name = self.rules, self.state, command.actor, command.name
+        stood = self.standing()
         before = rules.encode_state(state)
         try:
             needs = rules.needs(state, actor, name)
@@ -115,9 +122,69 @@ class World:
             self.bodies.append(body)
         self.events += decision.events
         self.related += decision.related
+        self._check_reminders(stood)
         if decision.refusal is not None:
             raise Refusal.of(decision.refusal)
         return decision.events
+
+    def _check_reminders(self, stood: list[Reminder]) -> None:
+        """What the runtime's bookkeeping rests on."""
+        stand = self.standing()
+        assert stand == self.standing()
+        assert len({r.name for r in stand}) == len(stand)
+        assert all(0 < r.fence_offset <= self.state.version for r in stand)
+        assert all(len(r.name) <= 64 and len(r.command) <= 64 for r in stand), "the database has room for no more"
+        self.taken_back |= set(stood) - set(stand)
+        back = self.taken_back & set(stand)
+        assert not back, f"{back} was taken back, and may be dropped at any time"
+        if self.state.state in TERMINAL and not self.state.holds:
+            assert stand == []
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def standing(self) -> list[Reminder]:
+        return list(self.rules.reminders(self.state))
+
+    def timers(self) -> dict[str, int]:
+        """The reminders that stand: their names, and in how many milliseconds they are due."""
+        return {r.name: r.due_at - self.now for r in self.standing()}
+
+    def fire(self, reminder: Reminder) -> list[Any]:
+        """What the runtime does with a reminder that is due: its events, of which there are always some."""
+        assert reminder in self.standing(), f"{reminder.name} does not stand"
+        assert self.now >= reminder.due_at, f"{reminder.name} is not due yet"
+        command = Command(
+            "order", ORDER, reminder.command, SYSTEM, reminder.command_id, reminder.payload, reminder=reminder
+        )
+        events = self._turn(command)
+        assert events, f"{reminder.name} would fire for ever"
+        assert reminder not in self.standing()
+        return events
+
+    def wait_for(self, name: str) -> list[Any]:
+        """Let the time come for a reminder, and nothing happen before that."""
+        reminder = next(r for r in self.standing() if r.name == name)
+        self.now = max(self.now, reminder.due_at)
+        return self.fire(reminder)
+
+    def wait(self, ms: int) -> list[str]:
+        """Let time pass: what fires meanwhile, in order, as the runtime would have it."""
+        until, fired = self.now + ms, []
+        while due := [r for r in self.standing() if r.due_at <= until]:
+            reminder = min(due, key=lambda r: (r.due_at, r.name))
+            self.now = max(self.now, reminder.due_at)
+            self.fire(reminder)
+            fired.append(reminder.name)
+            assert len(fired) < 200, f"this never ends: {fired[-5:]}"
+        self.now = until
+        return fired
+
+    def fork(self) -> "World":
+        """Another world with the same past."""
+        other = copy.copy(self)
+        for name in ("claims", "bodies", "related", "events", "taken_back"):
+            setattr(other, name, copy.copy(getattr(self, name)))
+        return other
 
     def refused(self, who: str, name: str, version: int | None = None, **payload: Any) -> Refused:
         with pytest.raises(Refusal) as caught:
@@ -220,6 +287,19 @@ class World:
     def in_progress(self, amounts: tuple[int, ...] = (50_000,)) -> "World":
         self.en_route(amounts)
         self.do("ben", "check_in", visit_id=self.visit_id, code=self.code)
+        return self
+
+    def under_review(self) -> "World":
+        """The first of two milestones is submitted, and the worker has left."""
+        self.in_progress((15_000, 35_000))
+        self.do("ben", "submit_milestone", n=1)
+        self.do("ben", "check_out", visit_id=self.visit_id)
+        return self
+
+    def disputed(self, who: str = "anna", amount: int = 5_000) -> "World":
+        """Somebody disputes a part of the first milestone while the work goes on."""
+        self.in_progress((15_000, 35_000))
+        self.do(who, "open_dispute", dispute_id=DISPUTE, n=1, amount=amount, reason="a scratch")
         return self
 
     def submitted(self) -> "World":

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from domain.commands import Command
 from domain.errors import Code, Refusal
-from domain.order_events import chain
+from domain.order_events import DisputeDecided, chain
 from domain.order_table import PLANNED, ROWS, SAME, STATES, TABLE
 from domain.order_turn import held_keys
-from domain.times import HOUR_MS, MINUTE_MS, rfc3339
+from domain.times import DAY_MS, HOUR_MS, MINUTE_MS, rfc3339
 from tests.unit.order_world import ACTORS, ORDER, World, make_id
 
 USERS = ("anna", "ben", "eve", "zoe", "opal")
@@ -40,6 +40,10 @@ RARE = frozenset(
         "payouts_confirmed",
         "refund_paid",
         "abort_trip",
+        "slot_timeout",
+        "worker_no_show",
+        "dispute_default",
+        "escrow_expiring",
     }
 )
 """What ends things, or turns them aside: drawn seldom, so that orders live long."""
@@ -121,7 +125,14 @@ class Moves:
                 return {"visit_id": visit.id if visit else make_id(0x77), "code": code}
             case "confirm_slot" | "start_trip" | "abort_trip" | "arrived" | "check_out" | "confirm_check_in":
                 return {"visit_id": self.one_of(state.visits)}
-            case "submit_milestone" | "approve_milestone":
+            case "worker_no_show":
+                return {"visit_id": self.one_of(state.visits)}
+            case "auto_approve_milestone":
+                n = self.number(1, max(1, len(state.milestones)))
+                return {"n": n, "submission_no": self.number(1, 2)}
+            case "nudge":
+                return {"reminder": self.pick([*state.due, "deposit_nudge", "explode", "respond:"])}
+            case "submit_milestone" | "approve_milestone" | "escrow_expiring":
                 return {"n": self.number(1, max(1, len(state.milestones)))}
             case "request_changes":
                 return {"n": self.number(1, max(1, len(state.milestones))), "items": ["seal"]}
@@ -137,6 +148,8 @@ class Moves:
                 n = self.number(1, max(1, len(state.milestones)))
                 amount = self.number(1, max(1, state.escrow(n)))
                 return {"dispute_id": world.new_id(), "n": n, "amount": amount, "reason": "scratched"}
+            case "dispute_default":
+                return {"dispute_id": self.one_of(state.disputes)}
             case "respond_dispute":
                 return {"dispute_id": self.one_of(state.disputes), "text": "no"}
             case "decide_dispute":
@@ -157,6 +170,14 @@ class Moves:
 
 def play(world: World, moves: Moves) -> None:
     """One move, and what must be true of it whether it is accepted or refused."""
+    standing = world.standing()
+    if standing and moves.number(0, 5) == 0:
+        reminder = moves.pick(standing)
+        if moves.number(0, 1):
+            world.now = max(world.now, reminder.due_at)
+        if world.now >= reminder.due_at:
+            world.fire(reminder)
+            return
     who, name, version, payload = moves.next()
     before, view = world.state, world.view(who)
     offered = view["allowed_commands"] if view else ()
@@ -197,7 +218,28 @@ def check(world: World) -> None:
         assert world.claims == set()
     if state.state in ("approved", "settled", "closed"):
         assert all(state.escrow(m.n) == 0 for m in state.milestones)
-    assert world.rules.decode_state(world.rules.encode_state(state)) == state
+    stored = world.rules.decode_state(world.rules.encode_state(state))
+    assert stored == state
+    assert world.rules.reminders(stored) == tuple(world.standing())
+
+
+def check_reminders(world: World) -> None:
+    """Whatever stands can fire when its time comes, and is then gone (`World.fire`)."""
+    for reminder in world.standing():
+        other = world.fork()
+        other.now = max(other.now, reminder.due_at)
+        other.fire(reminder)
+        check(other)
+
+
+def check_rest(world: World) -> None:
+    """An order that is left alone comes to rest, and by then it holds nobody's money."""
+    world.wait(3_650 * DAY_MS)
+    check(world)
+    state = world.state
+    assert world.standing() == []
+    assert all(state.escrow(m.n) == 0 for m in state.milestones)
+    assert not any(name.startswith("escrow:") and left for name, left in state.books.balances.items())
 
 
 def check_offers(world: World) -> None:
@@ -216,7 +258,10 @@ def check_offers(world: World) -> None:
 
 
 def check_history(world: World) -> None:
-    """The log alone gives the state, its hashes hold, and the publications keep what is private."""
+    """The log alone gives the state, its hashes hold, and the publications keep what is private.
+
+    Money under a hold is released by nothing but the decision of the dispute.
+    """
     state, previous = world.rules.initial(ORDER), ""
     codes = {v.code for v in world.state.visits if v.code}
     for raw in world.bodies:
@@ -226,6 +271,9 @@ def check_history(world: World) -> None:
         assert chain(previous, body) == body["hash"]
         previous = body["hash"]
         event = world.rules.decode_event(raw)
+        for entry in event.private.ledger if event.private else ():
+            decided = isinstance(event, DisputeDecided)
+            assert entry.kind != "L3" or decided or not state.held_on(entry.milestone)
         state = world.rules.evolve(state, event, state.version + 1)
         public = json.loads(world.rules.publication(raw))
         assert not {"private", "hash"} & set(public)
@@ -234,7 +282,10 @@ def check_history(world: World) -> None:
     assert state == world.state
 
 
-STAGES = ("", "opened", "awarded", "funded", "scheduled", "en_route", "in_progress", "submitted", "approved")
+STAGES = (
+    "", "opened", "awarded", "funded", "scheduled", "en_route", "in_progress", "under_review", "disputed", "submitted",
+    "approved",
+)  # fmt: skip
 
 
 @settings(max_examples=150, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
@@ -256,6 +307,8 @@ def test_an_order_keeps_its_promises_whatever_anybody_does(data: st.DataObject) 
         play(world, moves)
         check(world)
         check_offers(world)
+        check_reminders(world)
+    check_rest(world)
     check_history(world)
 
 
@@ -275,6 +328,8 @@ def test_long_lives_of_orders_keep_the_same_promises(seed: int) -> None:
         play(world, moves)
         check(world)
     check_offers(world)
+    check_reminders(world)
+    check_rest(world)
     check_history(world)
 
 
@@ -301,6 +356,34 @@ def test_reports_of_the_provider_in_any_order_end_in_the_same_ledger(news: list[
         check(world)
     books = world.state.books
     assert (world.state.state, books.held, books.refunded) == ("cancelled", {1: 50_000}, {1: 50_000})
+    assert all(balance == 0 for balance in books.balances.values())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.permutations(["held", "held", "failed", "held again", *["timer"] * 5]), st.booleans())
+def test_reports_of_the_provider_between_timers_never_keep_money_that_nobody_wants(
+    news: list[str], hired_again: bool
+) -> None:
+    """The deposit may be reported before, while and after it is waited for, and when the worker is hired a second time."""
+    world = World().awarded()
+    payment_id = world.new_id()
+    world.do("anna", "start_payment", payment_id=payment_id, milestone=1, rail="sandbox")
+    for item in news:
+        match item:
+            case "timer":
+                if world.standing():
+                    world.wait_for(world.standing()[0].name)
+            case "failed":
+                world.do("psp", "deposit_failed", payment_id=payment_id, psp_event_id="evt-failed")
+            case _:
+                world.held(payment_id, f"evt-{item}")
+        if world.state.state == "open" and hired_again and world.state.quotes[0].status == "submitted":
+            world.do("anna", "accept_quote", world.state.version, quote_id=make_id(0x2001), rev=1)
+        check(world)
+        check_reminders(world)
+    check_rest(world)
+    books = world.state.books
+    assert (books.held, books.refunded) == ({1: 50_000}, {1: 50_000})
     assert all(balance == 0 for balance in books.balances.values())
 
 
