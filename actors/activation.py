@@ -34,7 +34,10 @@ class Landed(msgspec.Struct):
     @property
     def weight(self) -> int:
         """About how many bytes it takes in memory."""
-        return 500 + sum(len(publication.data) for publication in self.events)
+        size = 500
+        for publication in self.events:
+            size += len(publication.data)
+        return size
 
     def replay(self, view: bytes | None) -> Accepted:
         return Accepted(self.offset, self.at, self.events, True, view)

@@ -221,7 +221,10 @@ def _apply(
 
 def _remind(step: "Step", turn: Turn) -> None:
     """What the stream will do by itself, where the turn has changed that."""
-    before, after = set(step.reminders), set(step.activation.rules.reminders(step.activation.state))
+    standing = step.activation.rules.reminders(step.activation.state)
+    if standing == step.reminders:
+        return
+    before, after = set(step.reminders), set(standing)
     names = {reminder.name for reminder in after}
     turn.reminders.extend(sorted(after - before, key=lambda reminder: reminder.name))
     turn.done.extend(sorted((r.stream, r.name) for r in before - after if r.name not in names))

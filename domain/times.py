@@ -1,6 +1,7 @@
 """Instants: Unix milliseconds inside, RFC 3339 UTC with milliseconds outside."""
 
 from datetime import UTC, datetime
+from functools import lru_cache
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -9,7 +10,12 @@ MINUTE_MS = 60_000
 
 def rfc3339(at_ms: int) -> str:
     """The instant as `2026-01-31T09:30:00.000Z`."""
-    return datetime.fromtimestamp(at_ms // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at_ms % 1000:03d}Z"
+    return f"{_to_the_second(at_ms // 1000)}.{at_ms % 1000:03d}Z"
+
+
+@lru_cache(maxsize=256)
+def _to_the_second(at_s: int) -> str:
+    return datetime.fromtimestamp(at_s, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def epoch_ms(at: datetime) -> int:

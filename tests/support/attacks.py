@@ -16,7 +16,7 @@ from domain.ports import BrokerUnavailable, Committed, Turn
 from storage.memory_broker import MemoryBroker
 from tests.support.runtime import FaultyLog, World, eventually, new_id, person
 
-TROUBLES = ("assign", "assign", "assign", "before", "after", "doubt", "outage", "crash", "forget")
+TROUBLES = ("assign", "assign", "assign", "before", "after", "doubt", "outage", "crash", "forget", "away", "release")
 
 
 class Said(msgspec.Struct):
@@ -119,6 +119,12 @@ class Storm:
                 log.fail_after = 1
             case "doubt":
                 host.doubt(set(rng.sample(self.partitions, 2)))
+            case "away":
+                log.away = True
+                await asyncio.sleep(rng.uniform(0.0, 0.05))
+                log.away = False
+            case "release":
+                await host.ownership.hand_over(rng.sample(self.partitions, 2))
             case "forget":
                 for activation in list(host.activations.values()):
                     if not activation.uncommitted and not activation.paused and activation.ready:
