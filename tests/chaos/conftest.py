@@ -174,6 +174,14 @@ def tmp_store(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
+def mariadb_store(tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty MariaDB database."""
+    needs_mariadb()
+    with migrated("mariadb", tmp_path) as url:
+        yield url
+
+
+@pytest.fixture
 def nats() -> Iterator[Nats]:
     with Nats() as server:
         yield server

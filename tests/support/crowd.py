@@ -426,7 +426,7 @@ class Walkie:
             canonical_json({"text": message.text}),
         )
         message.sent_s = perf_counter()
-        message.connection = self.name
+        message.connection = message.id  # a router keeps no order between requests; gateways do, per session
         while True:
             message.attempts += 1
             try:
@@ -613,6 +613,17 @@ class Crowd:
         async with asyncio.timeout(limit_s):
             while not all(device.online for device in self.devices):
                 await asyncio.sleep(0.02)
+
+    async def reconnected(self, limit_s: float = 30.0) -> None:
+        """Return when the hosts answer again. Raises TimeoutError."""
+        query = Query("conversation", str(uuid_utils.uuid7()), "view", Actor("user", str(uuid_utils.uuid7())))
+        async with asyncio.timeout(limit_s):
+            while True:
+                try:
+                    await self.router.ask(query)
+                except Refusal as refusal:
+                    if refusal.code not in RETRYABLE:
+                        return
 
     def commits(self) -> dict[str, list[tuple[int, int, int]]]:
         """What each life of each host knows to have committed, for the judge."""

@@ -1,0 +1,126 @@
+"""A host is stopped in the middle of its work, another one takes over and writes, and the first one wakes up.
+
+It does not know that time has passed. Whatever it does then, nothing of it is committed: that is read in the log, where the
+rows after a takeover row are compared with what every host has written down of its own commits.
+"""
+
+import asyncio
+from time import perf_counter
+
+import pytest
+
+from tests.chaos import locks
+from tests.chaos.conftest import Chaos, Houses
+from tests.support.crowd import Crowd
+from tests.support.oracle import TAKEOVER, Row, ack_seconds, judge, read_log, silences_after, spread
+from tests.support.parts import Parts
+
+RATE = 200
+ROOMS = 20
+WINDOW = 8
+"""Several messages under way per sender, so that the paused host has work in its hands and requests in its pockets."""
+UNDISTURBED = {"RENOVEASY_END_PAUSED_HOSTS": "off"}
+
+
+class Night:
+    """Repeats of: pause the owner, wait for the takeover, let the new owner write, wake the old one, and let it try."""
+
+    def __init__(self, chaos: Chaos, parts: Parts, crowd: Crowd) -> None:
+        self.chaos = chaos
+        self.parts = parts
+        self.crowd = crowd
+        self.taken_s: list[float] = []
+        self.fenced = 0.0
+        self.ended = 0
+
+    async def run(self, repeats: int, *, inside: bool) -> None:
+        for number in range(repeats):
+            sleeper = self.parts.hosts[number % 2]
+            await asyncio.sleep(0.3)
+            await locks.pause(sleeper, self.parts.database_url, inside=inside, chance=self.chaos.random)
+            self.crowd.happened(f"pause {sleeper.name}")
+            paused_s = perf_counter()
+            await self.parts.settled(1)
+            self.taken_s.append(perf_counter() - paused_s)
+            await self._written_since(perf_counter())
+            if sleeper.running:
+                self.crowd.happened(f"wake {sleeper.name}")
+                sleeper.resume()
+            else:
+                self.ended += 1
+            await self.parts.settled(2)
+            self.fenced += (await sleeper.stats())["metrics"].get("fenced_partitions", 0.0)
+            self.chaos.tell(f"{number + 1} of {repeats} nights, {len(self.crowd.evidence.sent)} messages")
+
+    async def _written_since(self, since_s: float) -> None:
+        """Every conversation has had a write acknowledged since then: the new owner is at work everywhere."""
+        async with asyncio.timeout(30):
+            while True:
+                written = {m.stream for m in self.crowd.evidence.sent.values() if m.acked and m.acked_s > since_s}
+                if len(written) == ROOMS:
+                    return
+                await asyncio.sleep(0.02)
+
+
+def usurped(rows: list[Row]) -> int:
+    """How many takeover rows took a partition from another living incarnation."""
+    count = 0
+    owners: dict[int, str] = {}
+    for row in rows:
+        if row.type == TAKEOVER:
+            count += owners.get(row.partition, row.actor) != row.actor
+            owners[row.partition] = row.actor
+    return count
+
+
+async def nights(
+    chaos: Chaos, houses: Houses, url: str, repeats: int, *, inside: bool = False, ending: bool = False
+) -> Night:
+    """Run them under load, and judge everything."""
+    chaos.load(f"{RATE} msg/s over {ROOMS} conversations, {WINDOW} under way per sender, by NATS")
+    environment = {} if ending else UNDISTURBED
+    parts = await houses.build(url, hosts=2, gateways=0, environment=environment, supervised=ending)
+    crowd: Crowd = await houses.enter(Crowd(parts, window=WINDOW))
+    await crowd.furnish(ROOMS, sockets=False)
+    night = Night(chaos, parts, crowd)
+    await crowd.talk(RATE, 0.0, lambda: night.run(repeats, inside=inside))
+    await crowd.settle()
+    rows = await read_log(url)
+    after = silences_after(crowd.evidence, rows, "pause", crowd.began_s, crowd.ended_s, crowd.clock_ms)
+    chaos.record(
+        taken_over=spread(night.taken_s),
+        silence_per_moved_stream=spread(after),
+        ack=spread(ack_seconds(crowd.evidence)),
+        fenced_partitions=night.fenced,
+        takeovers=usurped(rows),
+        ended=night.ended,
+    )
+    chaos.no_faults(judge(crowd.evidence, rows, crowd.commits()), crowd.evidence)
+    return night
+
+
+@pytest.mark.catalogue("ZOMBIE", "SIGSTOP the owner between transactions, take over, write, SIGCONT")
+@pytest.mark.timeout(1800)
+async def test_an_owner_that_slept_commits_nothing(chaos: Chaos, houses: Houses, store: str):
+    repeats = chaos.repeats(short=3, full=100)
+    night = await nights(chaos, houses, store, repeats)
+    assert night.fenced, "no owner woke up with anything that it believed its own: the test proves nothing"
+
+
+@pytest.mark.catalogue("ZOMBIE-in", "SIGSTOP the owner inside of a transaction, end its connection, write, SIGCONT")
+@pytest.mark.timeout(1800)
+async def test_an_owner_that_slept_inside_a_transaction_commits_nothing(
+    chaos: Chaos, houses: Houses, mariadb_store: str
+):
+    """It holds the locks of the rows that the new owner needs, until its connection is ended on the server."""
+    night = await nights(chaos, houses, mariadb_store, chaos.repeats(short=2, full=100), inside=True)
+    assert night.fenced
+
+
+@pytest.mark.catalogue("ZOMBIE-end", "SIGSTOP the owner inside of a transaction; it is ended, and started again")
+@pytest.mark.timeout(1800)
+async def test_an_owner_that_sleeps_is_ended(chaos: Chaos, houses: Houses, store: str):
+    """As the platform is shipped. On SQLite nobody else could write while the owner sleeps with the write lock."""
+    repeats = chaos.repeats(short=2, full=100)
+    night = await nights(chaos, houses, store, repeats, inside=True, ending=True)
+    assert night.ended == repeats
