@@ -14,6 +14,7 @@ from actors.placement import (
     HEARTBEAT_SUBJECT,
     MISSED,
     TABLE_SUBJECT,
+    Handover,
     Heartbeat,
     Placement,
     Table,
@@ -31,13 +32,15 @@ HANDED_AT_ONCE: Final = 32
 HANDOVER_S: Final = 2.0
 """How long a new owner waits for the next step of a handoff before it takes what is left by the fence."""
 LEAVE_S: Final = 15.0
+RECONNECT_S: Final = 2.0
+"""How long after placement has its connection to the broker back the hosts may take to have theirs."""
 ASK_S: Final = 1.0
 """A host that wants to leave and hears nothing of placement for this long goes without it."""
 
 _encoder = msgspec.msgpack.Encoder()
 _tables = msgspec.msgpack.Decoder(Table)
 _heartbeats = msgspec.msgpack.Decoder(Heartbeat)
-_numbers = msgspec.msgpack.Decoder(tuple[int, ...])
+_handovers = msgspec.msgpack.Decoder(Handover)
 
 
 class HostMember:
@@ -55,6 +58,7 @@ class HostMember:
         self._heard_leaving = False
         self._alone = False
         self._awaited: set[int] = set()
+        self._freed: dict[int, int] = {}
         self._patience_until_s = 0.0
         self._background = Background()
 
@@ -158,7 +162,8 @@ class HostMember:
         self._awaited = set()
         if self._clock.monotonic_s() < self._patience_until_s:
             coming = {n for giver, given in table.giving.items() if giver != me for n in given}
-            self._awaited = (coming & mine) - self._host.partitions.keys()
+            free = {n for n, version in self._freed.items() if version >= table.version}
+            self._awaited = (coming & mine) - self._host.partitions.keys() - free
         await self._host.ownership.end(table.ended)
         await self._host.assign(mine, self._awaited, giving)
         await self._hand_over(table, giving)
@@ -171,17 +176,20 @@ class HostMember:
                     return  # the newer table says who gets the rest
                 await self._host.ownership.hand_over(step)
                 try:
-                    await self._broker.request(handover_subject(owner), _encoder.encode(step), HANDOVER_S)
+                    handover = _encoder.encode(Handover(table.version, step))
+                    await self._broker.request(handover_subject(owner), handover, HANDOVER_S)
                 except (RequestTimeout, NoResponders, BrokerUnavailable) as error:
                     log.warning("%s did not take %d partitions in time: %r", owner, len(step), error)
 
     def _handed(self, received: Received) -> None:
-        self._background.spawn(self._take(_numbers.decode(received.data), received.reply))
+        self._background.spawn(self._take(_handovers.decode(received.data), received.reply))
 
-    async def _take(self, numbers: tuple[int, ...], reply: str) -> None:
+    async def _take(self, handover: Handover, reply: str) -> None:
+        """The old owner may have heard of the table before us: then `_carry_out` finds these free."""
+        self._freed.update(dict.fromkeys(handover.partitions, handover.version))
         self._patience_until_s = self._clock.monotonic_s() + HANDOVER_S
-        await self._host.ownership.retake(numbers)
-        self._awaited.difference_update(numbers)
+        await self._host.ownership.retake(handover.partitions)
+        self._awaited.difference_update(handover.partitions)
         await self._send(reply, b"")
 
 
@@ -234,7 +242,7 @@ class PlacementService:
 
     def _back(self) -> None:
         self._hears = True
-        self.placement.excuse(self._clock.monotonic_s())
+        self.placement.excuse(self._clock.monotonic_s() + RECONNECT_S)
         self._doubt_probes()
 
     def _doubt_probes(self) -> None:

@@ -13,8 +13,7 @@ MISSED: Final = 3
 """A host is taken for dead after this many heartbeats have not come."""
 
 FORGET_S: Final = 30.0
-REMEMBERED: Final = 16
-"""Writing connections of given up hosts that stand in the table."""
+"""For how long a host that was given up is remembered, and its writing connection stands in the table."""
 
 HEARTBEAT_SUBJECT: Final = "placement.heartbeat"
 TABLE_SUBJECT: Final = "placement.table"
@@ -81,6 +80,13 @@ def assign(hosts: Iterable[str], partitions: Iterable[int] = range(PARTITIONS)) 
     return {name: tuple(owned) for name, owned in owners.items()}
 
 
+class Handover(msgspec.Struct, frozen=True, array_like=True):
+    """From the old owner to the new one: by the table of this version, these partitions are free now."""
+
+    version: int
+    partitions: tuple[int, ...]
+
+
 class Seen(msgspec.Struct):
     """What placement knows of a host."""
 
@@ -102,7 +108,8 @@ class Placement:
         self._replaced: dict[str, str] = {}
         self._hosts: dict[str, Seen] = {}
         self._silent: dict[str, Seen] = {}
-        self._ended: tuple[int, ...] = ()
+        self._ended: list[tuple[int, float]] = []
+        self._now_s = float("-inf")
         self._table = Table(0, {})
         self._listen_until_s = float("-inf")
 
@@ -116,6 +123,7 @@ class Placement:
 
     def heard(self, heartbeat: Heartbeat, now_s: float) -> bool:
         """Take in a heartbeat; True if the table changed. A new incarnation of a name replaces the old one."""
+        self._now_s = now_s
         if not self._hosts and not self._table.version:
             self._listen_until_s = now_s + HEARTBEAT_S * MISSED
         if self._replaced.get(heartbeat.name) == heartbeat.incarnation:
@@ -134,10 +142,10 @@ class Placement:
             return False
         return now_s >= self._listen_until_s and self._recompute()
 
-    def excuse(self, now_s: float) -> None:
-        """We could not hear anybody for a while: nobody is silent because of that."""
+    def excuse(self, until_s: float) -> None:
+        """We could not hear anybody for a while: nobody has been silent until then."""
         for seen in self._hosts.values():
-            seen.at_s = now_s
+            seen.at_s = max(seen.at_s, until_s)
 
     def silent(self, now_s: float) -> list[tuple[Heartbeat, float]]:
         """Hosts that were given up because their heartbeats stopped, and for how many seconds; for half a minute each."""
@@ -151,7 +159,7 @@ class Placement:
 
     def _give_up(self, heartbeat: Heartbeat) -> None:
         if heartbeat.writer and not heartbeat.leaving:
-            self._ended = (*self._ended, heartbeat.writer)[-REMEMBERED:]
+            self._ended.append((heartbeat.writer, self._now_s))
 
     def died(self, incarnation: str, *, for_good: bool = False) -> bool:
         """A host is gone; True if the table changed. `for_good`: its process is, so nothing of it may be heard again.
@@ -171,6 +179,7 @@ class Placement:
 
         The last host is kept: with nobody to take over, its partitions are better off where they are.
         """
+        self._now_s = now_s
         dropped = False
         for name in [n for n, seen in self._hosts.items() if now_s - seen.at_s > HEARTBEAT_S * MISSED]:
             if len(self._hosts) > 1:
@@ -190,8 +199,10 @@ class Placement:
         }
         if owners == self._table.owners:
             return False
+        # Not for ever: a database that was restarted gives the same numbers to others.
+        self._ended = [(writer, at_s) for writer, at_s in self._ended if self._now_s - at_s < FORGET_S]
         self._version += 1
-        self._table = Table(self._version, owners, self._giving(owners), self._ended)
+        self._table = Table(self._version, owners, self._giving(owners), tuple(writer for writer, _ in self._ended))
         return True
 
     def _giving(self, owners: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -128,7 +128,7 @@ class Load:
         ]
         self._rooms = [new_id() for _ in range(conversations)]
         self._encoder = msgspec.msgpack.Encoder()
-        self._answers = msgspec.msgpack.Decoder(Answer)  # type: ignore[var-annotated]
+        self._answers = msgspec.msgpack.Decoder(Answer)
         self._next = 0
 
     async def open(self) -> None:

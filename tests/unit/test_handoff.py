@@ -4,12 +4,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from actors.membership import HANDOVER_S
 from actors.ownership import HOT_EVENTS
-from actors.placement import Heartbeat, Placement
+from actors.placement import Handover, Heartbeat, Placement, Table
 from domain.ids import PARTITIONS, partition_of
+from domain.ports import Received
 from tests.support.runtime import World, eventually, new_id, person
 from tests.unit.test_membership import ALL, Members
 
@@ -151,6 +153,26 @@ async def test_what_is_hot_is_stored_before_it_moves_so_that_the_next_load_is_sh
     assert other.activations[f"conversation:{hot}"].snapshot_offset == snapshot.offset
 
 
+async def test_a_handover_that_comes_before_the_table_does_not_make_anybody_wait(members: Members) -> None:
+    first, second = await members.join("host-0"), await members.join("host-1")
+    await eventually(lambda: members.owned() == ALL and len(first.partitions) < PARTITIONS)
+    member, number = members.members["host-1"], min(first.partitions)
+    table = members.placement.placement.table
+    newer = Table(
+        table.version + 1,
+        {
+            first.settings.incarnation: tuple(first.partitions.keys() - {number}),
+            second.settings.incarnation: (*second.partitions, number),
+        },
+        {first.settings.incarnation: (number,)},
+    )
+    member._handed(Received("", msgspec.msgpack.encode(Handover(newer.version, (number,)))))
+    await asyncio.sleep(0.02)
+    assert number not in second.partitions
+    member._told(msgspec.msgpack.encode(newer))
+    await eventually(lambda: number in second.partitions, HANDOVER_S / 2)
+
+
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
     made = await World().start()
@@ -219,6 +241,8 @@ def test_the_writers_of_lost_hosts_stand_in_the_table_and_those_of_leaving_ones_
         placement.heard(beat("a", writer=6), 1.9)
     assert placement.tick(2.0)
     assert placement.table.ended == (7,)
+    placement.heard(beat("d"), 40.0)
+    assert placement.table.ended == (), "a restarted database gives the number to somebody else"
     assert [heartbeat.name for heartbeat, _ in placement.silent(2.1)] == ["b", "c"]
 
 
