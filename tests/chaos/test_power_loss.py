@@ -11,7 +11,8 @@ import pytest
 from tests.chaos.conftest import Chaos, needs_mariadb
 from tests.support.disks import why_no_disks
 from tests.support.oracle import Fault, spread
-from tests.support.power_loss import STORES, StoreName, Verdict, cut_off_first_start, revive, run_images
+from tests.support.power_loss import Verdict, cut_off_first_start, revive, run_images
+from tests.support.stacks import STORES, StoreName
 
 IMAGES_OF_A_RUN = 10
 CONTROL_IMAGES = 3

@@ -5,12 +5,14 @@ the image is what a disk holds when the power goes. `kill -9` alone shows nothin
 """
 
 import contextlib
+import fcntl
 import functools
 import mmap
 import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +24,9 @@ COPY_LIMIT_S = 20.0
 STOP_LIMIT_S = 10.0
 GONE_LIMIT_S = 10.0
 _CHUNK = 1 << 20
-_TOOLS = ("losetup", "mkfs.ext4", "mount", "umount", "fsfreeze")
+_SHUT_DOWN = 0x8004587D  # EXT4_IOC_SHUTDOWN of linux/fs.h, with EXT4_GOING_FLAGS_NOLOGFLUSH
+_WITHOUT_FLUSH = 2
+_TOOLS = ("losetup", "mkfs.ext4", "mount", "umount", "fsfreeze", "e2fsck")
 _MOUNT = """
 mount -t ext4 -o errors=remount-ro "$1" "$2" && echo mounted && cat
 fsfreeze --unfreeze "$2" 2>/dev/null
@@ -67,7 +71,6 @@ class Disk:
         self.image = self._work / "image"
         if image is not None:
             shutil.move(image, self.image)
-        self._given = image is not None
         self._keeper: subprocess.Popen[str] | None = None
         self.device = ""
         self.folder = self._work / "mount"
@@ -85,7 +88,7 @@ class Disk:
         self.close()
 
     def _attach(self) -> None:
-        if not self._given:
+        if not self.image.exists():
             with self.image.open("wb") as file:
                 file.truncate(self._megabytes << 20)
             # Nothing is left to be done lazily: the kernel must write only what the tenants write.
@@ -98,7 +101,7 @@ class Disk:
             raise DiskTrouble(f"{self.device} does not do direct I/O on {self.image}")
 
     def _mount(self) -> None:
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         # The keeper reads what never comes, and unmounts when this process has ended, even by SIGKILL. In a namespace of
         # its own the mount would go by itself, but SQLite resolves /proc/<pid>/root, the way into it, as a symlink.
         keeper = self._keeper = subprocess.Popen(
@@ -116,8 +119,25 @@ class Disk:
         # Lazily: the kernel lets go of the device when the file system does.
         _run("losetup", "--detach", self.device)
 
+    def mount_again(self) -> None:
+        """Unmount and mount again, as a restart of the machine does: with the check that mends whatever it finds."""
+        if not self._unmount():
+            raise DiskTrouble(f"somebody still has files open on {self.folder}")
+        done = subprocess.run(
+            [_tool("e2fsck") or "", "-f", "-y", str(self.image)], capture_output=True, text=True, check=False
+        )
+        if done.returncode > 1:
+            raise DiskTrouble(f"e2fsck: {done.stdout}{done.stderr}")
+        self._attach()
+        self._mount()
+
     def close(self) -> None:
         """Unmount, and remove the image. Whatever still uses the file system keeps it until it ends."""
+        self._unmount()
+        shutil.rmtree(self._work, ignore_errors=True)
+
+    def _unmount(self) -> bool:
+        """Whether nobody uses it any more."""
         if self._keeper is not None:
             keeper, self._keeper = self._keeper, None
             keeper.communicate(timeout=GONE_LIMIT_S)
@@ -127,8 +147,9 @@ class Disk:
         deadline = time.monotonic() + GONE_LIMIT_S
         while self.device and self._attached() and time.monotonic() < deadline:
             time.sleep(0.01)
+        gone = not (self.device and self._attached())
         self.device = ""
-        shutil.rmtree(self._work, ignore_errors=True)
+        return gone
 
     # --- losing power ---------------------------------------------------------------------------------------------
 
@@ -196,6 +217,14 @@ class Disk:
     def free(self) -> None:
         """Take the ballast away."""
         (self.folder / "ballast").unlink(missing_ok=True)
+
+    def die(self) -> None:
+        """As when the device is gone: every read and write that needs it fails from now on, what was not synced is lost."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.ioctl(folder, _SHUT_DOWN, _WITHOUT_FLUSH.to_bytes(4, sys.byteorder))
+        finally:
+            os.close(folder)
 
     def turn_read_only(self) -> None:
         """As the kernel does when it finds the file system damaged: every write fails from now on, reads go on."""
