@@ -1,6 +1,7 @@
 """What is said to an activation and what it answers; encoded as MessagePack between the platform's processes.
 
-JSON that clients sent, or will be sent, travels inside as bytes and is never taken apart on the way.
+JSON that clients sent, or will be sent, travels inside as bytes and is never taken apart on the way. None of these can be
+part of a reference cycle, so the garbage collector is spared them (`gc=False`).
 """
 
 import hashlib
@@ -36,7 +37,7 @@ class Actor(msgspec.Struct, frozen=True, array_like=True):
 SYSTEM = Actor("system", "renoveasy")
 
 
-class Reminder(msgspec.Struct, frozen=True, array_like=True):
+class Reminder(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """A command that a stream will give itself at `due_at` (Unix ms), unless something else happens before.
 
     `name` is unique among the pending reminders of a stream; `fence_offset` is the offset of the event that caused this
@@ -57,7 +58,7 @@ class Reminder(msgspec.Struct, frozen=True, array_like=True):
         return derived_uuid7(max(0, self.due_at), seed, self.stream)
 
 
-class Command(msgspec.Struct, frozen=True, tag="command"):
+class Command(msgspec.Struct, frozen=True, gc=False, tag="command"):
     """A wish to change one stream. `command_id` makes its repetition harmless.
 
     `payload` is a JSON object. `command_id` is empty only for receipts, which are idempotent by value. `sent_ms` is the
@@ -82,7 +83,7 @@ class Command(msgspec.Struct, frozen=True, tag="command"):
         return stream_name(self.kind, self.stream_id)
 
 
-class Query(msgspec.Struct, frozen=True, tag="query"):
+class Query(msgspec.Struct, frozen=True, gc=False, tag="query"):
     """A question to one stream's activation that changes nothing.
 
     `attach`: may the actor read, and where does the stream stand? answered by `Attached`.
@@ -104,7 +105,7 @@ class Query(msgspec.Struct, frozen=True, tag="query"):
         return stream_name(self.kind, self.stream_id)
 
 
-class Signal(msgspec.Struct, frozen=True, tag="signal"):
+class Signal(msgspec.Struct, frozen=True, gc=False, tag="signal"):
     """Something ephemeral for a stream: `typing` or `fix`. Nobody waits for an answer, and it may be lost."""
 
     kind: Kind
@@ -118,14 +119,14 @@ class Signal(msgspec.Struct, frozen=True, tag="signal"):
         return stream_name(self.kind, self.stream_id)
 
 
-class Publication(msgspec.Struct, frozen=True, array_like=True):
+class Publication(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One item on a stream's channel: its data as JSON, and its offset, 0 for what is ephemeral."""
 
     offset: int
     data: bytes
 
 
-class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
+class Accepted(msgspec.Struct, frozen=True, gc=False, tag="accepted"):
     """The command is committed with fsync. `offset` is that of its first event, or the stream's where it made none.
 
     `at` is Unix milliseconds. `view` is the object as the caller may see it now (orders), as JSON. `replayed` says that
@@ -139,7 +140,7 @@ class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
     view: bytes | None = None
 
 
-class Attached(msgspec.Struct, frozen=True, tag="attached"):
+class Attached(msgspec.Struct, frozen=True, gc=False, tag="attached"):
     """Where a stream stands: `head` is its last committed offset, `owner` the takeover position of who answers."""
 
     epoch: str
@@ -147,14 +148,14 @@ class Attached(msgspec.Struct, frozen=True, tag="attached"):
     owner: int
 
 
-class Viewed(msgspec.Struct, frozen=True, tag="viewed"):
+class Viewed(msgspec.Struct, frozen=True, gc=False, tag="viewed"):
     """An object as JSON, projected for who asked, at the stream's offset `version`."""
 
     version: int
     body: bytes
 
 
-class Status(msgspec.Struct, frozen=True, tag="status"):
+class Status(msgspec.Struct, frozen=True, gc=False, tag="status"):
     """Whether a command id has landed in a stream, and at which offset."""
 
     known: bool
@@ -186,7 +187,7 @@ def partition_asked(request: Request) -> int:
     return request.partition if isinstance(request, Compare) else partition_of(request.stream_id)
 
 
-class Delivery(msgspec.Struct, frozen=True, array_like=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What travels on a stream's event subject: publications of one stream in order, and who speaks.
 
     `owner` is the takeover position under which the host speaks: a receiver drops ephemeral items of a lower one.
@@ -199,7 +200,7 @@ class Delivery(msgspec.Struct, frozen=True, array_like=True):
     committed_ms: int = 0
 
 
-class Hint(msgspec.Struct, frozen=True, array_like=True):
+class Hint(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """What travels on a user subject: a publication (JSON) for the channel `user:<user_id>`, without an offset."""
 
     user_id: str

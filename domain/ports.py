@@ -24,7 +24,7 @@ class Clock(Protocol):
 # --- the partition log -------------------------------------------------------------------------------------------
 
 
-class Entry(msgspec.Struct, frozen=True, array_like=True):
+class Entry(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """One row of the log: an event of a stream.
 
     `command_id` stands on the first row of a command only, its hash on all of them; rows that belong to no command
@@ -41,7 +41,7 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     body: bytes
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class Snapshot(msgspec.Struct, frozen=True, gc=False):
     """A stream's state at an offset. `newest_id_ms` is the largest time in a UUIDv7 command id up to there."""
 
     stream: str
