@@ -6,6 +6,7 @@ Access tokens are JWTs as in RFC 9068: RS256 and nothing else, `typ` `at+jwt`, t
 import base64
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import OrderedDict
@@ -29,11 +30,14 @@ ALGORITHM: Final = "RS256"
 TYPE: Final = "at+jwt"
 MAX_TOKEN_CHARS: Final = 2048
 MAX_SEALED_CHARS: Final = 4096
+LOOK_S: Final = 5.0
+"""How long a signing key that was removed may still count where it is known."""
 
 _CLAIMS: Final = ("iss", "aud", "sub", "sid", "iat", "exp", "jti")
 _COMPACT = re.compile(r"([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)\.([A-Za-z0-9_-]+)")
 _KEY_FILE = re.compile(r"signing-(\d{1,6})\.pem")
 _NONCE_BYTES: Final = 12
+_log = logging.getLogger(__name__)
 _KEY_NAME_BYTES: Final = 8
 
 
@@ -61,15 +65,24 @@ class SigningKey(NamedTuple):
 
 
 class SigningKeys:
-    """RSA keys of a folder: the newest signs and seals, all of them verify and unseal."""
+    """RSA keys of a folder: the newest signs and seals, all of them verify and unseal.
 
-    def __init__(self, keys: Sequence[RSAPrivateKey]) -> None:
-        """`keys` from oldest to newest, at least one."""
+    Keys that were read from a folder follow it, in every process: one that is added there is known as soon as it is
+    needed, one that is removed is forgotten at the next `look`.
+    """
+
+    def __init__(self, keys: Sequence[RSAPrivateKey], folder: Path | None = None, version: int = 0) -> None:
+        """`keys` from oldest to newest, at least one; `version` is the folder's before they were read."""
         if not keys:
             raise ValueError("no signing key")
+        self._folder = folder
+        self._version = version
+        self._keep(keys)
+
+    def _keep(self, keys: Sequence[RSAPrivateKey]) -> None:
         known = [_signing_key(key) for key in keys]
-        self.newest = known[-1]
-        self.by_kid = {key.kid: key for key in known}
+        self._newest = known[-1]
+        self._by_kid = {key.kid: key for key in known}
 
     @classmethod
     def open(cls, folder: Path) -> "SigningKeys":
@@ -81,18 +94,48 @@ class SigningKeys:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _key_files(folder):
             _add_key(folder, 1)
-        return cls([_load(path) for path in _key_files(folder)])
+        version = folder.stat().st_mtime_ns
+        return cls([_load(path) for path in _key_files(folder)], folder, version)
 
     @classmethod
     def rotate(cls, folder: Path) -> "SigningKeys":
-        """Add a key that signs from now on; processes that run already learn of it when they start again."""
+        """Add a key that signs from now on, in running processes too."""
         numbers = [int(match[1]) for path in _key_files(folder) if (match := _KEY_FILE.fullmatch(path.name))]
         _add_key(folder, max(numbers, default=0) + 1)
         return cls.open(folder)
 
+    def look(self) -> None:
+        """Read the folder again if anything was added or removed since. A folder that cannot be read changes nothing."""
+        if self._folder is None:
+            return
+        try:
+            version = self._folder.stat().st_mtime_ns
+            if version != self._version and (paths := _key_files(self._folder)):
+                self._keep([_load(path) for path in paths])
+                self._version = version
+        except (OSError, ValueError) as error:
+            _log.warning("the signing keys in %s cannot be read: %r", self._folder, error)
+
+    @property
+    def newest(self) -> SigningKey:
+        self.look()
+        return self._newest
+
+    def find(self, kid: str) -> SigningKey | None:
+        """The key of that name."""
+        if kid not in self._by_kid:
+            self.look()
+        return self._by_kid.get(kid)
+
+    def unsealing(self, name: bytes) -> SigningKey | None:
+        """The key under whose name something was sealed."""
+        self.look()
+        return next((key for key in self._by_kid.values() if _seal_name(key) == name), None)
+
     def jwks(self) -> dict[str, Any]:
         """The public keys as a JWK set (RFC 7517), the newest first."""
-        keys = reversed(self.by_kid.values())
+        self.look()
+        keys = reversed(self._by_kid.values())
         return {"keys": [_jwk(key.public) | {"kid": key.kid, "use": "sig", "alg": ALGORITHM} for key in keys]}
 
 
@@ -193,7 +236,7 @@ class JwtIssuer:
     def unseal(self, sealed: bytes) -> str:
         """The text that was sealed. Raises ValueError: sealed with other keys, or changed since."""
         name, rest = sealed[:_KEY_NAME_BYTES], sealed[_KEY_NAME_BYTES:]
-        key = next((key for key in self._keys.by_kid.values() if _seal_name(key) == name), None)
+        key = self._keys.unsealing(name)
         if key is None:
             raise ValueError("sealed with a key that is not here")
         try:
@@ -223,6 +266,7 @@ class JwtVerifier:
         self._clock = clock
         self._settings = settings or TokenSettings()
         self._alive = _LivingSessions(sessions, clock, self._settings)
+        self._looked_s = clock.monotonic_s()
 
     async def verify(self, token: str) -> Identity:
         claims = self._checked(token)
@@ -238,7 +282,10 @@ class JwtVerifier:
         self._alive.forget(session_id)
 
     def _checked(self, token: str) -> dict[str, Any]:
-        key = self._keys.by_kid.get(_kid(token))
+        if self._clock.monotonic_s() - self._looked_s > LOOK_S:
+            self._looked_s = self._clock.monotonic_s()
+            self._keys.look()
+        key = self._keys.find(_kid(token))
         if key is None:
             raise Refusal(Code.UNAUTHENTICATED)
         try:

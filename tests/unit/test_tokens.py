@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from domain.errors import Code, Refusal
 from domain.ports import Device, DeviceSession, Identity
-from storage.tokens import MAX_TOKEN_CHARS, JwtIssuer, JwtVerifier, SigningKeys, TokenSettings
+from storage.tokens import LOOK_S, MAX_TOKEN_CHARS, JwtIssuer, JwtVerifier, SigningKeys, TokenSettings
 
 USER = "01890000-0000-7000-8000-000000000001"
 SESSION = "01890000-0000-7000-8000-00000000000a"
@@ -134,14 +134,55 @@ def test_processes_that_start_at_once_end_with_the_same_key(tmp_path: Path) -> N
 
 def test_the_newest_key_signs_and_all_of_them_verify(tmp_path: Path, clock: ManualClock) -> None:
     old = SigningKeys.open(tmp_path)
+    old_kid = old.newest.kid
     token, sealed = JwtIssuer(old).access(USER, SESSION, NOW_MS, 900), JwtIssuer(old).seal("kept")
     new = SigningKeys.rotate(tmp_path)
-    assert new.newest.kid != old.newest.kid
-    assert [jwk["kid"] for jwk in new.jwks()["keys"]] == [new.newest.kid, old.newest.kid]
+    assert new.newest.kid != old_kid
+    assert [jwk["kid"] for jwk in new.jwks()["keys"]] == [new.newest.kid, old_kid]
     verifier = JwtVerifier(new, KnownSessions(SESSION), clock)  # type: ignore[arg-type]
     assert asyncio.run(verifier.verify(token)).user_id == USER
     assert asyncio.run(verifier.verify(JwtIssuer(new).access(USER, SESSION, NOW_MS, 900))).user_id == USER
     assert JwtIssuer(new).unseal(sealed) == "kept"
+
+
+def test_a_key_that_is_added_verifies_and_unseals_in_processes_that_run_already(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    verifying, unsealing = SigningKeys.open(tmp_path), SigningKeys.open(tmp_path)
+    verifier = JwtVerifier(verifying, KnownSessions(SESSION), clock)  # type: ignore[arg-type]
+    elsewhere = JwtIssuer(SigningKeys.rotate(tmp_path))
+    assert asyncio.run(verifier.verify(elsewhere.access(USER, SESSION, NOW_MS, 900))).user_id == USER
+    assert JwtIssuer(unsealing).unseal(elsewhere.seal("new")) == "new"
+
+
+def test_a_key_that_is_added_signs_and_is_published_by_processes_that_run_already(tmp_path: Path) -> None:
+    signing, publishing = SigningKeys.open(tmp_path), SigningKeys.open(tmp_path)
+    elsewhere = SigningKeys.rotate(tmp_path)
+    assert signing.newest.kid == elsewhere.newest.kid
+    assert publishing.jwks() == elsewhere.jwks()
+    assert len(publishing.jwks()["keys"]) == 2
+
+
+def test_a_key_that_is_removed_counts_for_seconds_more_and_no_longer(tmp_path: Path, clock: ManualClock) -> None:
+    SigningKeys.rotate(tmp_path)
+    running = SigningKeys.open(tmp_path)
+    verifier = JwtVerifier(running, KnownSessions(SESSION), clock)  # type: ignore[arg-type]
+    stolen = JwtIssuer(running).access(USER, SESSION, NOW_MS, 900)
+    SigningKeys.rotate(tmp_path)
+    (tmp_path / "signing-1.pem").unlink()
+    assert asyncio.run(verifier.verify(stolen)).user_id == USER
+    clock.advance(LOOK_S + 1)
+    assert asyncio.run(refused(verifier, stolen)) == Code.UNAUTHENTICATED
+
+
+def test_a_folder_that_is_emptied_or_spoilt_leaves_running_processes_their_keys(tmp_path: Path) -> None:
+    running = SigningKeys.open(tmp_path)
+    kid = running.newest.kid
+    (tmp_path / "signing-2.pem").write_text("no key")
+    assert running.newest.kid == kid
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert running.newest.kid == kid
 
 
 def test_a_key_that_is_too_short_is_not_used(tmp_path: Path) -> None:
