@@ -4,6 +4,7 @@ A test says which line of the catalogue it shows by `@pytest.mark.catalogue("R3"
 to `chaos.record`; at the end of the session the rows of all such tests, failed and skipped ones too, become a report.
 """
 
+import asyncio
 import os
 import random
 import subprocess
@@ -12,17 +13,18 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 
+from storage.engine import migrate
 from tests.chaos import report as reports
 from tests.chaos.report import FAILED, FULL, SHORT, SKIPPED, Report, Row
 from tests.support.databases import migrated
 from tests.support.oracle import Evidence, Fault
 from tests.support.parts import Parts
-from tests.support.servers import Nats, mariadb_installed
+from tests.support.servers import MariaDb, Nats, mariadb_installed
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "chaos"
@@ -68,7 +70,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             row.verdict, row.why = SKIPPED, str(outcome.longrepr[2] if outcome.longrepr else "")
         elif outcome.failed:
             row.verdict = FAILED
-            row.why = str(call.excinfo.value if call.excinfo else "").strip().partition("\n")[0][:300]
+            error = call.excinfo.value if call.excinfo else None
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            row.why = f"{type(error).__name__}: {error}".partition("\n")[0][:300]
     return outcome
 
 
@@ -173,12 +178,20 @@ def tmp_store(tmp_path: Path) -> Iterator[str]:
         yield url
 
 
+class MariaDatabase(NamedTuple):
+    """An empty, migrated database and the server it is on."""
+
+    server: MariaDb
+    url: str
+
+
 @pytest.fixture
-def mariadb_store(tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty MariaDB database."""
+def mariadb() -> Iterator[MariaDatabase]:
     needs_mariadb()
-    with migrated("mariadb", tmp_path) as url:
-        yield url
+    with MariaDb() as server:
+        url = server.url("renoveasy")
+        asyncio.run(migrate(url, "test"))
+        yield MariaDatabase(server, url)
 
 
 @pytest.fixture

@@ -97,6 +97,7 @@ async def test_hosts_are_paused_under_load(chaos: Chaos, houses: Houses, store: 
 
     async def pause() -> str:
         victim = chaos.random.choice(parts.hosts)
+        parts.expect_end(victim.name)
         victim.pause()
         task = asyncio.create_task(wake(victim.name))
         sleepers.add(task)

@@ -10,7 +10,7 @@ from time import perf_counter
 import pytest
 
 from tests.chaos import locks
-from tests.chaos.conftest import Chaos, Houses
+from tests.chaos.conftest import Chaos, Houses, MariaDatabase
 from tests.support.crowd import Crowd
 from tests.support.oracle import TAKEOVER, Row, ack_seconds, judge, read_log, silences_after, spread
 from tests.support.parts import Parts
@@ -37,6 +37,7 @@ class Night:
         for number in range(repeats):
             sleeper = self.parts.hosts[number % 2]
             await asyncio.sleep(0.3)
+            self.parts.expect_end(sleeper.name)
             await locks.pause(sleeper, self.parts.database_url, inside=inside, chance=self.chaos.random)
             self.crowd.happened(f"pause {sleeper.name}")
             paused_s = perf_counter()
@@ -110,10 +111,10 @@ async def test_an_owner_that_slept_commits_nothing(chaos: Chaos, houses: Houses,
 @pytest.mark.catalogue("ZOMBIE-in", "SIGSTOP the owner inside of a transaction, end its connection, write, SIGCONT")
 @pytest.mark.timeout(1800)
 async def test_an_owner_that_slept_inside_a_transaction_commits_nothing(
-    chaos: Chaos, houses: Houses, mariadb_store: str
+    chaos: Chaos, houses: Houses, mariadb: MariaDatabase
 ):
     """It holds the locks of the rows that the new owner needs, until its connection is ended on the server."""
-    night = await nights(chaos, houses, mariadb_store, chaos.repeats(short=2, full=100), inside=True)
+    night = await nights(chaos, houses, mariadb.url, chaos.repeats(short=2, full=100), inside=True)
     assert night.fenced
 
 

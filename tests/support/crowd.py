@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 import msgspec
 import uuid_utils
+from picows import WSFrame, WSMsgType, WSTransport
 
 from actors.router import BrokerRouter
 from benchmarks.load.sockets import CALLS, ChatSocket, SocketFailed
@@ -108,6 +109,17 @@ _push = msgspec.json.Decoder(_Pushed).decode
 _reply = msgspec.json.Decoder(_Reply).decode
 
 
+class Line(ChatSocket):
+    """A connection that answers the closing handshake at once, as browsers and the SDKs do."""
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.msg_type == WSMsgType.CLOSE:
+            transport.send_close(frame.get_close_code())
+            transport.disconnect()
+        else:
+            super().on_ws_frame(transport, frame)
+
+
 class Place:
     """Where a device stands in a stream; `epoch` is empty until it has subscribed for the first time."""
 
@@ -152,7 +164,7 @@ class Device:
         self.places: dict[str, Place] = {}
         self.outboxes: dict[str, Outbox] = {}
         self.connections = 0
-        self._socket: ChatSocket | None = None
+        self._socket: Line | None = None
         self._numbers = itertools.count(CALLS)
         self._asked: dict[int, Sent | str] = {}
         self._subscribed: set[str] = set()
@@ -204,7 +216,7 @@ class Device:
         while True:
             try:
                 async with self.crowd.door, asyncio.timeout(HANDSHAKE_S):
-                    socket = await ChatSocket.open(self.url, self.token)
+                    socket = await Line.open(self.url, self.token)
             except (SocketFailed, TimeoutError) as error:
                 self.crowd.evidence.errors[_short(error)] += 1
                 await asyncio.sleep(backoff_s * self.crowd.random.uniform(0.5, 1.0))
@@ -215,7 +227,7 @@ class Device:
             await self._gone.wait()
             await asyncio.sleep(backoff_s * self.crowd.random.uniform(0.5, 1.0))
 
-    def _begin(self, socket: ChatSocket) -> None:
+    def _begin(self, socket: Line) -> None:
         self._gone.clear()
         self.connections += 1
         self._heard_s = perf_counter()
@@ -563,10 +575,12 @@ class Crowd:
         self.began_s = perf_counter()
         ticker = Ticker(max(1 / rate, 0.002), send_due)
         try:
-            async with asyncio.timeout(None), asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as group:
                 group.create_task(asyncio.sleep(seconds))
                 if meanwhile is not None:
                     group.create_task(_awaited(meanwhile))
+        except BaseExceptionGroup as several:
+            raise several.exceptions[0] from several
         finally:
             ticker.stop()
             self.ended_s = perf_counter()

@@ -365,6 +365,10 @@ class Parts:
         self._expected.add(part.pid)
         part.kill()
 
+    def expect_end(self, name: str) -> None:
+        """The part may be ended by the platform itself, because it is about to be silent."""
+        self._expected.add(self.parts[name].pid)
+
     async def stop(self, name: str) -> int:
         """SIGTERM a part and wait for its end; the supervisor, if there is one, starts it again."""
         part = self.parts[name]
