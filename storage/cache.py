@@ -1,12 +1,14 @@
 """Short-lived shared state in Redis (or Valkey): one-time codes, rate limits, and what the sandbox senders would send.
 
 Each operation is one Lua script, so it is atomic under any race; time is the server's. An operation ends within
-`timeout_s`, connecting included, or raises `StoreUnavailable`; the next one connects anew.
+`timeout_s`, connecting included, or raises `StoreUnavailable`; the next one connects anew. While the server is silent only one
+operation at a time waits for it, and everybody else is told at once: a hung Redis must not slow down what can do without.
 """
 
 import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -14,10 +16,13 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeout
 
 from domain.ports import StoreUnavailable
 
 TIMEOUT_S: Final = 0.9
+SILENCE_S: Final = 0.5
+"""How long after an operation that was not answered the next one tries."""
 _CONNECTIONS: Final = 16
 
 
@@ -49,18 +54,33 @@ class RedisServer:
             decode_responses=False,
         )
         self._redis: Redis = Redis.from_pool(pool)
+        self._silent = False
+        self._try_again_s = 0.0
 
     async def run(self, script: Script, key: str, *arguments: str | bytes | int) -> Any:
         """Run a script on one key. Raises StoreUnavailable: it may or may not have run."""
+        now_s = time.monotonic()
+        if self._silent:
+            if now_s < self._try_again_s:
+                raise StoreUnavailable("Redis: did not answer a moment ago")
+            self._try_again_s = now_s + self._timeout_s + SILENCE_S  # the others wait for what becomes of this one
         try:
             async with asyncio.timeout(self._timeout_s):
-                name = f"{self._prefix}{key}"
-                try:
-                    return await self._redis.evalsha(script.sha1, 1, name, *arguments)
-                except NoScriptError:
-                    return await self._redis.eval(script.source, 1, name, *arguments)
-        except (RedisError, OSError, TimeoutError) as error:
+                answer = await self._run(script, f"{self._prefix}{key}", arguments)
+        except (TimeoutError, RedisTimeout) as error:
+            self._silent, self._try_again_s = True, time.monotonic() + SILENCE_S
+            raise StoreUnavailable(f"Redis: no answer in {self._timeout_s:g} s") from error
+        except (RedisError, OSError) as error:
+            self._silent = False
             raise StoreUnavailable(f"Redis: {error or type(error).__name__}") from error
+        self._silent = False
+        return answer
+
+    async def _run(self, script: Script, name: str, arguments: Sequence[str | bytes | int]) -> Any:
+        try:
+            return await self._redis.evalsha(script.sha1, 1, name, *arguments)
+        except NoScriptError:
+            return await self._redis.eval(script.source, 1, name, *arguments)
 
     async def ping(self) -> None:
         """Return if the server answers; StoreUnavailable otherwise."""

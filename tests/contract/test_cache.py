@@ -221,6 +221,36 @@ async def seconds_until_unavailable(attempt: Awaitable[object]) -> float:
     return time.monotonic() - began
 
 
+async def working_again(server: RedisServer, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    while True:
+        try:
+            await server.ping()
+        except StoreUnavailable:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        else:
+            return
+
+
+async def test_of_all_who_ask_a_silent_server_one_at_a_time_waits(valkey: Valkey, limiter: RedisRateLimiter) -> None:
+    await limiter.hit("warm", 100, 60)
+    valkey.pause()
+    try:
+        await seconds_until_unavailable(limiter.hit("a", 5, 60))
+        waits: list[float] = []
+        ending = time.monotonic() + 3.0
+        while time.monotonic() < ending:
+            hits = [seconds_until_unavailable(limiter.hit("a", 5, 60)) for _ in range(20)]
+            waits += await asyncio.gather(*hits)
+            await asyncio.sleep(0.01)
+    finally:
+        valkey.resume()
+    slow = [wait for wait in waits if wait > 0.2]
+    assert 1 <= len(slow) <= 3
+    assert len(waits) > 1_000
+
+
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 async def test_a_lost_server_is_noticed_within_a_second_and_regained(
     valkey: Valkey, server: RedisServer, fault: str
@@ -245,6 +275,7 @@ async def test_a_lost_server_is_noticed_within_a_second_and_regained(
         assert time.monotonic() - began <= 1.2
     finally:
         valkey.resume() if fault == "pause" else valkey.start()
+    await working_again(server, within_s=1.0)
     await otp.put(PHONE, RIGHT, 60)
     assert await asyncio.gather(*(limiter.hit(f"b{n}", 5, 60) for n in range(50))) == [None] * 50
 

@@ -53,7 +53,7 @@ class Numbers:
 
 def without_ray_metrics() -> None:
     module = types.ModuleType("ray.util.metrics")
-    module.Counter = module.Gauge = Numbers  # type: ignore[attr-defined]
+    module.Counter = module.Gauge = module.Histogram = Numbers  # type: ignore[attr-defined]
     sys.modules["ray.util.metrics"] = module
 
 
