@@ -11,9 +11,10 @@ import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from time import perf_counter, time
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import msgspec
 import uuid_utils
@@ -458,14 +459,27 @@ class Walkie:
         self._send_next(outbox)
 
 
+class Ground(Protocol):
+    """A platform to stand on: `Parts`, or a whole one on Ray. `folder` holds the signing keys in `keys/`."""
+
+    @property
+    def nats_url(self) -> str: ...
+    @property
+    def database_url(self) -> str: ...
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def websocket(self) -> str: ...
+
+
 class Crowd:
-    """Devices on a platform of parts. As an async context manager its connections are closed outside.
+    """Devices on a platform. As an async context manager its connections are closed outside.
 
     `window` is how many messages a sender has under way in one stream. What `furnish` makes is fixed by `seed`.
     """
 
-    def __init__(self, parts: Parts, *, window: int = 1, silence_s: float = SILENCE_S, seed: int = 1) -> None:
-        self.parts = parts
+    def __init__(self, ground: Ground, *, window: int = 1, silence_s: float = SILENCE_S, seed: int = 1) -> None:
+        self.ground = ground
         self.evidence = Evidence()
         self.window = window
         self.silence_s = silence_s
@@ -487,7 +501,7 @@ class Crowd:
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._broker = await NatsBroker(self.parts.nats_url, "", "crowd").start()
+        self._broker = await NatsBroker(self.ground.nats_url, "", "crowd").start()
         self._router = BrokerRouter(self._broker, SystemClock(), NoMetrics())
         self._sweeper = asyncio.create_task(self._sweep())
         return self
@@ -520,9 +534,9 @@ class Crowd:
             self.evidence.opened[stream] = tuple(users[number * members : (number + 1) * members])
         await _each(streams, self._open)
         if sockets:
-            tokens = await log_in(self.parts, users)
+            tokens = await log_in(self.ground, users)
             devices: list[Device | Walkie] = [
-                Device(self, f"{user[-6:]}#{number}", user, token, self.parts.websocket)
+                Device(self, f"{user[-6:]}#{number}", user, token, self.ground.websocket)
                 for number, (user, token) in enumerate(zip(users, tokens, strict=True), len(self.devices))
             ]
         else:
@@ -641,7 +655,8 @@ class Crowd:
 
     def commits(self) -> dict[str, list[tuple[int, int, int]]]:
         """What each life of each host knows to have committed, for the judge."""
-        return commits_of(self.parts)
+        assert isinstance(self.ground, Parts), "only parts keep a journal"
+        return commits_of(self.ground)
 
     # --- what devices call ---------------------------------------------------------------------------------------
 
@@ -675,10 +690,10 @@ def commits_of(parts: Parts) -> dict[str, list[tuple[int, int, int]]]:
     return found
 
 
-async def log_in(parts: Parts, users: Sequence[str]) -> list[str]:
+async def log_in(ground: Ground, users: Sequence[str]) -> list[str]:
     """An access token for each user, as a login would give it: the same rows, the platform's own key."""
-    keys = await asyncio.to_thread(SigningKeys.open, parts.folder / "keys")
-    issuer, database, now_ms = JwtIssuer(keys), Database(parts.database_url), SystemClock().now_ms()
+    keys = await asyncio.to_thread(SigningKeys.open, ground.folder / "keys")
+    issuer, database, now_ms = JwtIssuer(keys), Database(ground.database_url), SystemClock().now_ms()
     sessions = SqlSessions(database)
     tokens: dict[str, str] = {}
 

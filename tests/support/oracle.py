@@ -153,12 +153,14 @@ def judge(
     *,
     until_s: float = math.inf,
     members: bool = True,
+    whole: bool = True,
 ) -> list[Fault]:
     """Every promise that was broken; empty when all were kept.
 
     `rows` is the whole log by partition and position. `commits` are, by incarnation, the (partition, first, last)
     positions that its host knows it committed. `until_s`: what was told and shown later is not held against the platform
-    (a power loss took it back). Without `members`, nobody had to be shown anything.
+    (a power loss took it back). Without `members`, nobody had to be shown anything. Not `whole`: the rows are only those of
+    the evidence's streams and the takeover rows, so that positions have holes.
     """
     streams: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
@@ -167,7 +169,7 @@ def judge(
     for stored in streams.values():
         stored.sort(key=lambda row: row.offset)
     faults = list(evidence.contradictions)
-    faults += _positions(rows)
+    faults += _positions(rows) if whole else []
     faults += _stored(evidence, streams, until_s)
     faults += _settled(evidence, streams, until_s)
     faults += _order(evidence)
@@ -367,7 +369,8 @@ def _gaps(evidence: Evidence, began_s: float, ended_s: float) -> dict[str, list[
     """Of each stream the times between acknowledged writes, as (length, end)."""
     acked: dict[str, list[float]] = defaultdict(list)
     for message in evidence.sent.values():
-        acked[message.stream]
+        if began_s <= message.due_s <= ended_s:
+            acked[message.stream]
         if message.acked and began_s <= message.acked_s <= ended_s:
             acked[message.stream].append(message.acked_s)
     return {
