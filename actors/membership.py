@@ -216,13 +216,12 @@ class PlacementService:
         self._end = end
         self._ending: set[str] = set()
         self.placement = Placement(clock.now_ms(), expected)
-        self._hears = True
-        self._looked_s = clock.monotonic_s()
+        self._deaf_rounds = 0
         self._trust_probes_from_s = float("-inf")
         self._background = Background()
 
     async def start(self) -> None:
-        self._broker.on_lost(self._cut_off)
+        self._broker.on_lost(self._doubt_probes)
         self._broker.on_reconnect(self._back)
         await self._broker.subscribe(HEARTBEAT_SUBJECT, self._heard)
         self._background.spawn(self._watch())
@@ -236,12 +235,7 @@ class PlacementService:
             self._metrics.count("failovers")
             self._announce(f"{incarnation} died")
 
-    def _cut_off(self) -> None:
-        self._hears = False
-        self._doubt_probes()
-
     def _back(self) -> None:
-        self._hears = True
         self.placement.excuse(self._clock.monotonic_s() + RECONNECT_S)
         self._doubt_probes()
 
@@ -273,11 +267,11 @@ class PlacementService:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(PROBE_S)
+            hears = await self._hears()
             now_s = self._clock.monotonic_s()
-            if now_s - self._looked_s > MISSED * PROBE_S:
-                self.placement.excuse(now_s)  # we slept, not they
-            self._looked_s = now_s
-            if self._hears and self.placement.tick(now_s):
+            if not hears:
+                continue
+            if self.placement.tick(now_s):
                 self._metrics.count("failovers")
                 self._announce("heartbeats stopped")
             for beat, for_s in self.placement.silent(now_s):
@@ -285,6 +279,22 @@ class PlacementService:
                     self._ending.add(beat.process)
                     self._background.spawn(self._end_process(beat, for_s))
             await asyncio.gather(*(self._probe(beat.incarnation) for beat in self.placement.hosts().values()))
+
+    async def _hears(self) -> bool:
+        """Silence counts only while our own hearing is proved: a PONG comes behind every heartbeat there was for us.
+
+        A broker that hangs, a connection that is cut, or our own sleep make nobody silent.
+        """
+        try:
+            await self._broker.confirm(PROBE_S)
+        except BrokerUnavailable:
+            self._deaf_rounds += 1
+            self.placement.excuse(self._clock.monotonic_s())
+            return False
+        if self._deaf_rounds > MISSED:
+            self._back()
+        self._deaf_rounds = 0
+        return True
 
     async def _end_process(self, beat: Heartbeat, for_s: float) -> None:
         assert self._end is not None

@@ -144,7 +144,7 @@ class Placement:
 
     def excuse(self, until_s: float) -> None:
         """We could not hear anybody for a while: nobody has been silent until then."""
-        for seen in self._hosts.values():
+        for seen in (*self._hosts.values(), *self._silent.values()):
             seen.at_s = max(seen.at_s, until_s)
 
     def silent(self, now_s: float) -> list[tuple[Heartbeat, float]]:

@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 
 from actors.host import Host
 from actors.membership import HostMember, PlacementService
 from domain.commands import Actor
 from domain.ids import PARTITIONS
-from domain.ports import NoMetrics
+from domain.ports import BrokerUnavailable, NoMetrics
 from storage.memory_broker import MemoryBroker
 from tests.support.runtime import World, eventually, person
 
@@ -127,3 +128,54 @@ async def test_a_new_placement_learns_who_lives_and_moves_nothing(members: Membe
     await eventually(lambda: len(members.placement.placement.table.owners) == 2)
     await asyncio.sleep(0.5)
     assert [dict(host.partitions) for host in members.world.hosts] == before
+
+
+async def test_a_placement_that_hears_nothing_gives_nobody_up(members: Members) -> None:
+    """A broker that hangs answers no PING and delivers no heartbeat: that says nothing about the hosts."""
+    ended: list[str] = []
+
+    async def end(process: str, silent_s: float) -> bool:
+        ended.append(process)
+        return True
+
+    members.placement._end = end
+    first, second = await members.join("host-0"), await members.join("host-1")
+    await eventually(lambda: members.owned() == ALL and len(first.partitions) < PARTITIONS)
+    version, broker = members.placement.placement.table.version, members.placement._broker
+
+    async def no_pong(timeout_s: float = 2.0) -> None:
+        await asyncio.sleep(timeout_s)
+        raise BrokerUnavailable("no PONG")
+
+    heard, members.placement.placement.heard = members.placement.placement.heard, lambda *_: False  # type: ignore[method-assign]
+    confirm, broker.confirm = broker.confirm, no_pong  # type: ignore[method-assign]
+    await asyncio.sleep(3.0)
+    assert members.placement.placement.table.version == version
+    assert ended == []
+    broker.confirm = confirm  # type: ignore[method-assign]
+    await asyncio.sleep(0.3)
+    members.placement.placement.heard = heard  # type: ignore[method-assign]
+    await asyncio.sleep(0.5)
+    assert members.placement.placement.table.version == version
+    assert len(second.partitions) == len(members.placement.placement.table.owners[second.settings.incarnation])
+
+
+async def test_a_host_that_hangs_is_ended_and_one_that_is_only_late_is_heard_again(members: Members) -> None:
+    asked: list[tuple[str, float]] = []
+
+    async def end(process: str, silent_s: float) -> bool:
+        asked.append((process, silent_s))
+        return silent_s > 1.0
+
+    members.placement._end = end
+    await members.join("host-0")
+    second = await members.join("host-1")
+    second.settings = msgspec.structs.replace(second.settings, process="node/7/start")
+    await eventually(lambda: members.owned() == ALL and bool(second.partitions))
+    await asyncio.sleep(0.3)
+    await members.hang(second)
+    await eventually(lambda: bool(asked) and asked[-1][1] > 1.0)
+    assert {process for process, _ in asked} == {"node/7/start"}
+    count = len(asked)
+    await asyncio.sleep(0.4)
+    assert len(asked) == count, "it has been ended: nobody is asked again"
