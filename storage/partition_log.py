@@ -4,25 +4,23 @@ A commit is one transaction of a handful of multi-row statements. When a key cla
 is committed is compared with what was wanted, the turns that others have overtaken are cut out, and the rest goes again.
 """
 
-import contextlib
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import aiosqlite
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.chat import CHAT
 from domain.commands import Reminder
 from domain.orders import ORDERS
-from domain.ports import Committed, Entry, Loaded, OutcomeUnknown, Snapshot, StoreUnavailable, Takeover, Turn
+from domain.ports import Committed, Entry, Loaded, Snapshot, StoreUnavailable, Takeover, Turn
 from storage import chat, claims, log_queries, orders, takeover
 from storage import tables as t
 from storage.commit_plan import CommitPlan, Overtaken, plan_commit
-from storage.engine import Contended, Database, unavailable
+from storage.engine import Contended, Database
+from storage.log_writer import LogWriter
 from storage.reminders import delete_reminders, due_reminders, reminder_rows
 from storage.statements import Step, later, run
 from storage.transactions import in_transaction
@@ -38,8 +36,7 @@ class SqlPartitionLog:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._sql = database.sql
-        self._writer: AsyncConnection | None = None
-        self._number = 0
+        self._writer = LogWriter(database)
         # What is known to be in the log, because it was written or read here. Rows are never deleted, so this stays
         # true; it saves asking whether a stream's or a partition's next row leaves a hole.
         self._positions: dict[int, int] = {}
@@ -47,7 +44,7 @@ class SqlPartitionLog:
 
     async def close(self) -> None:
         """Give the writing connection back."""
-        await self._drop()
+        await self._writer.close()
 
     # --- owning ---------------------------------------------------------------------------------------------------
 
@@ -57,10 +54,10 @@ class SqlPartitionLog:
         return taken
 
     async def writer(self) -> int:
-        return self._number
+        return self._writer.number
 
     async def end_writers(self, numbers: Sequence[int]) -> None:
-        await takeover.end_connections(self._db, numbers, self._number)
+        await takeover.end_connections(self._db, numbers, self._writer.number)
 
     # --- committing -----------------------------------------------------------------------------------------------
 
@@ -94,63 +91,11 @@ class SqlPartitionLog:
         flush = self._flush(plan)
         at_once = self._db.is_sqlite and not (plan.claims or plan.releases or flush.messages or flush.orders.stars)
         async with self._db.turn():
-            connection = await self._open()
             if at_once and not any(self._doubts(plan)):
-                await self._run_at_once(connection, flush.steps)
+                await self._writer.at_once(flush.steps)
                 return
-            try:
-                connection = await self._begin(connection)
+            async with self._writer.transaction() as connection:
                 await self._write(connection, plan, flush)
-            except (Overtaken, IntegrityError):
-                await self._roll_back(connection)
-                raise
-            except DBAPIError as error:
-                # Not yet at COMMIT: whatever became of the connection, nothing was committed.
-                await self._roll_back(connection)
-                raise unavailable(error) from error
-            except BaseException:
-                await self._drop()
-                raise
-            try:
-                await connection.commit()
-            except DBAPIError as error:
-                await self._drop()
-                raise OutcomeUnknown(str(error.orig)) from error
-            except BaseException:
-                await self._drop()
-                raise
-
-    async def _run_at_once(self, connection: AsyncConnection, steps: Sequence[Step]) -> None:
-        """The whole transaction in one visit to SQLite's thread: a visit for each statement costs more than they do."""
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert isinstance(driver, aiosqlite.Connection)
-        try:
-            await driver._execute(_in_one_transaction, driver._conn, steps)  # type: ignore[no-untyped-call]
-        except sqlite3.IntegrityError as error:
-            raise IntegrityError("a flush", None, error) from error
-        except _CommitFailedError as error:
-            await self._drop()
-            raise OutcomeUnknown(str(error)) from error
-        except sqlite3.Error as error:
-            await self._drop()
-            raise StoreUnavailable(str(error)) from error
-        except BaseException:
-            await self._drop()
-            raise
-
-    async def _begin(self, connection: AsyncConnection) -> AsyncConnection:
-        """Begin; on a new connection where the old one turns out to have died since its last use."""
-        try:
-            await connection.begin()
-            if not self._db.is_sqlite:
-                await connection.exec_driver_sql("BEGIN")
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            await self._drop()
-            connection = await self._open()
-            await connection.begin()
-        return connection
 
     async def _write(self, connection: AsyncConnection, plan: CommitPlan, flush: "_Flush") -> None:
         await self._check_no_hole(connection, plan)
@@ -216,29 +161,6 @@ class SqlPartitionLog:
         self._offsets.move_to_end(stream)
         if len(self._offsets) > _REMEMBERED:
             self._offsets.popitem(last=False)
-
-    async def _open(self) -> AsyncConnection:
-        if self._writer is None:
-            self._writer = await self._db.writer()
-            self._number = await takeover.number_of(self._db, self._writer)
-        return self._writer
-
-    async def _roll_back(self, connection: AsyncConnection) -> None:
-        try:
-            await connection.rollback()
-        except DBAPIError:
-            await self._drop()
-            return
-        if connection.invalidated:
-            await self._drop()
-
-    async def _drop(self) -> None:
-        """Never use the connection again: nobody knows what it is in the middle of."""
-        connection, self._writer, self._number = self._writer, None, 0
-        if connection is not None:
-            with contextlib.suppress(DBAPIError, OSError):
-                await connection.invalidate()
-            await connection.close()
 
     # --- reading --------------------------------------------------------------------------------------------------
 
@@ -336,25 +258,6 @@ class _Flush(NamedTuple):
     steps: list[Step]
     messages: list[tuple[str, chat.MessageEvent]]
     orders: orders.OrderChanges
-
-
-class _CommitFailedError(Exception):
-    """SQLite did not say that the transaction is committed."""
-
-
-def _in_one_transaction(connection: sqlite3.Connection, steps: Sequence[Step]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for statement, rows in steps:
-            if rows:
-                connection.executemany(statement.text, rows)
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    try:
-        connection.execute("COMMIT")
-    except sqlite3.Error as error:
-        raise _CommitFailedError(str(error)) from error
 
 
 def _usable(snapshot: Snapshot | None, schema: int | None) -> Snapshot | None:

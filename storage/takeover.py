@@ -77,14 +77,6 @@ async def _impatient(database: Database, connection: AsyncConnection) -> AsyncIt
     await connection.exec_driver_sql(patient)
 
 
-async def number_of(database: Database, connection: AsyncConnection) -> int:
-    """The server's number of a connection, as its greeting told it; 0 on SQLite."""
-    if database.is_sqlite:
-        return 0
-    driver: Any = (await connection.get_raw_connection()).driver_connection
-    return int(driver.thread_id())
-
-
 async def end_connections(database: Database, numbers: Sequence[int], spared: int) -> None:
     """End these connections on the server, except the one `spared`; those that are gone already are fine.
 

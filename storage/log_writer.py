@@ -1,0 +1,181 @@
+"""The one connection that writes to the log, and what can be said of a transaction that ended badly.
+
+Before COMMIT is asked for, nothing has been committed, whatever happens next; from then on only the database knows. A
+transaction has a limit in time: when a server is paused or a disk hangs, the answer is one of these two.
+"""
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Final
+
+import aiosqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from domain.ports import OutcomeUnknown, StoreUnavailable
+from storage.commit_plan import Overtaken
+from storage.engine import Database, unavailable
+from storage.statements import Step
+
+_GOODBYE_S: Final = 1.0
+
+
+class LogWriter:
+    """One transaction at a time; the caller serialises, and has the turn to write.
+
+    `number` is the server's number of the connection, as its greeting told it; 0 without one, and on SQLite.
+
+    Raises, from both ways to write:
+        StoreUnavailable: nothing was committed.
+        OutcomeUnknown: it may have been committed.
+        IntegrityError: a key clashed; nothing was committed.
+    A cancelled transaction may have been committed if it was at that; the connection is never used again.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+        self._limit_s = database.settings.commit_timeout_s
+        self._connection: AsyncConnection | None = None
+        self._leaving: set[asyncio.Task[None]] = set()
+        self.number = 0
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        await self._drop()
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that is committed when the block ends, and rolled back when it raises."""
+        connection = await self._open()
+        try:
+            async with asyncio.timeout(self._limit_s):
+                connection = await self._begin(connection)
+                yield connection
+        except (Overtaken, IntegrityError):
+            await self._roll_back(connection)
+            raise
+        except DBAPIError as error:
+            await self._roll_back(connection)
+            raise unavailable(error) from error
+        except TimeoutError as error:
+            await self._drop()
+            raise StoreUnavailable(f"the transaction was not written within {self._limit_s:g} s") from error
+        except BaseException:
+            await self._drop()
+            raise
+        try:
+            async with asyncio.timeout(self._limit_s):
+                await connection.commit()
+        except DBAPIError as error:
+            await self._drop()
+            raise OutcomeUnknown(str(error.orig)) from error
+        except TimeoutError as error:
+            await self._drop()
+            raise OutcomeUnknown(f"no word of the commit within {self._limit_s:g} s") from error
+        except BaseException:
+            await self._drop()
+            raise
+
+    async def at_once(self, steps: Sequence[Step]) -> None:
+        """All steps as one transaction in one visit to SQLite's thread: a visit for each costs more than they do."""
+        connection = await self._open()
+        driver = (await connection.get_raw_connection()).driver_connection
+        assert isinstance(driver, aiosqlite.Connection)
+        visit = Visit(steps)
+        try:
+            async with asyncio.timeout(self._limit_s):
+                await driver._execute(visit.run, driver._conn)  # type: ignore[no-untyped-call]
+        except sqlite3.IntegrityError as error:
+            raise IntegrityError("a flush", None, error) from error
+        except (sqlite3.Error, TimeoutError) as error:
+            # The thread may still be at it: from here on it either has asked for the commit or never will.
+            asked = visit.abandon()
+            await self._drop()
+            raise (OutcomeUnknown if asked else StoreUnavailable)(str(error) or "the disk hangs") from error
+        except BaseException:
+            visit.abandon()
+            await self._drop()
+            raise
+
+    async def _begin(self, connection: AsyncConnection) -> AsyncConnection:
+        """Begin; on a new connection where the old one turns out to have died since its last use."""
+        try:
+            await connection.begin()
+            if not self._db.is_sqlite:
+                await connection.exec_driver_sql("BEGIN")
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            await self._drop()
+            connection = await self._open()
+            await connection.begin()
+        return connection
+
+    async def _open(self) -> AsyncConnection:
+        if self._connection is None:
+            self._connection = await self._db.writer()
+            if not self._db.is_sqlite:
+                driver: Any = (await self._connection.get_raw_connection()).driver_connection
+                self.number = int(driver.thread_id())
+        return self._connection
+
+    async def _roll_back(self, connection: AsyncConnection) -> None:
+        try:
+            await connection.rollback()
+        except DBAPIError:
+            await self._drop()
+            return
+        if connection.invalidated:
+            await self._drop()
+
+    async def _drop(self) -> None:
+        """Never use the connection again: nobody knows what it is in the middle of."""
+        connection, self._connection, self.number = self._connection, None, 0
+        if connection is not None:
+            leaving = asyncio.create_task(_part_with(connection))
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            # SQLite's thread may hang in a call to the disk: it says goodbye when it can.
+            await asyncio.wait({leaving}, timeout=_GOODBYE_S)
+
+
+async def _part_with(connection: AsyncConnection) -> None:
+    with contextlib.suppress(DBAPIError, OSError):
+        await connection.invalidate()
+    with contextlib.suppress(DBAPIError, OSError):
+        await connection.close()
+
+
+class Visit:
+    """A transaction that runs in SQLite's thread and can be given up from outside of it."""
+
+    def __init__(self, steps: Sequence[Step]) -> None:
+        self._steps = steps
+        self._lock = threading.Lock()
+        self._asked = False
+        self._abandoned = False
+
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Write everything and commit it, unless it has been given up meanwhile."""
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement, rows in self._steps:
+                if rows:
+                    connection.executemany(statement.text, rows)
+            with self._lock:
+                if self._abandoned:
+                    raise sqlite3.OperationalError("given up before its commit")
+                self._asked = True
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+    def abandon(self) -> bool:
+        """Give it up. Returns whether it has asked for its commit; it never will afterwards."""
+        with self._lock:
+            self._abandoned = True
+            return self._asked
