@@ -5,11 +5,16 @@ import json
 import os
 import secrets
 import sys
-from typing import NoReturn
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from deploy.settings import Settings, SettingsError, from_environment, unknown_keys
+
+if TYPE_CHECKING:
+    from deploy.rolling import Rolling
 
 USAGE_ERROR = 2
 
@@ -57,20 +62,104 @@ def up() -> None:
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON list, one object per process.")
 def ps(as_json: bool) -> None:
-    """Show the processes of the running platform: role, name, pid, ports."""
+    """Show the processes of the running platform: role, name, pid, ports; and what each host owns.
+
+    A host that is not heard within a second is shown without what it owns.
+    """
     from deploy import registry, runtime
 
     settings = settings_or_exit()
-    running = runtime.is_locked(settings.data_dir)
+    running = runtime.read(settings.data_dir) if runtime.is_locked(settings.data_dir) else None
     found = registry.processes(settings) if running else []
+    if running:
+        from deploy.census import with_hosts
+
+        found = asyncio.run(with_hosts(running.settings, found))
     if as_json:
         click.echo(json.dumps(found))
-    elif found:
-        for process in found:
-            ports = " ".join(f"{name}={port}" for name, port in process["ports"].items())
-            click.echo(f"{process['role']:<12}{process['name']:<16}{process['pid']:<9}{ports}")
+    for process in () if as_json else found:
+        ports = [f"{name}={port}" for name, port in process["ports"].items()]
+        known = [f"{key}={process[key]}" for key in process if key not in ("role", "name", "pid", "ports")]
+        click.echo(f"{process['role']:<12}{process['name']:<16}{process['pid']:<9}{' '.join(ports + known)}")
     if not running:
         fail(f"no platform runs on the data folder {settings.data_dir} (RENOVEASY_DATA_DIR)")
+
+
+@main.command()
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--all-hosts", is_flag=True, help="Every host, one after the other.")
+@click.option("--all-gateways", is_flag=True, help="Every gateway, one after the other.")
+@click.option("--rolling", "everything", is_flag=True, help="Every host, then every gateway.")
+@click.option("--for-good", is_flag=True, help="Remove instead of replacing.")
+def drain(names: tuple[str, ...], all_hosts: bool, all_gateways: bool, everything: bool, for_good: bool) -> None:
+    """Replace parts of the running platform (host-0, gateway-1, placement ...) by fresh processes, one at a time.
+
+    A host hands over its partitions, a gateway asks its sessions to reconnect; then the process ends, and the next part
+    follows when the replacement works. Nobody's command fails.
+    """
+
+    async def work(at: "Rolling") -> str:
+        chosen = [*names]
+        for role, wanted in (("host", all_hosts or everything), ("gateway", all_gateways or everything)):
+            chosen += [name for name in await at.names(role) if wanted and name not in chosen]
+        await at.check(chosen)
+        for name in chosen:
+            await (at.remove(name) if for_good else at.replace(name))
+        return f"{len(chosen)} {'removed' if for_good else 'replaced'}"
+
+    if not (names or all_hosts or all_gateways or everything):
+        fail(
+            "name what to drain, or say --all-hosts, --all-gateways or --rolling; `renoveasy ps` lists names",
+            USAGE_ERROR,
+        )
+    _roll(work)
+
+
+@main.command()
+@click.option("--hosts", type=click.IntRange(1, 256), help="How many hosts there are to be.")
+@click.option("--gateways", type=click.IntRange(1, 256), help="How many gateways there are to be.")
+def scale(hosts: int | None, gateways: int | None) -> None:
+    """Add or remove hosts and gateways of the running platform, until its next start.
+
+    RENOVEASY_HOSTS and RENOVEASY_GATEWAYS say how many a start begins with.
+    """
+
+    async def work(at: "Rolling") -> str:
+        await at.check([])
+        if hosts is not None:
+            await at.scale("host", hosts)
+        if gateways is not None:
+            await at.scale("gateway", gateways)
+        return f"{len(await at.names('host'))} hosts, {len(await at.names('gateway'))} gateways"
+
+    if hosts is None and gateways is None:
+        fail("say --hosts N, --gateways N or both", USAGE_ERROR)
+    _roll(work)
+
+
+def _roll(work: Callable[["Rolling"], Awaitable[str]]) -> None:
+    """Do the work on the running platform and say how it went and what to do next; code 1 when it got stuck."""
+    from deploy import runtime
+
+    settings = settings_or_exit()
+    running = runtime.read(settings.data_dir) if runtime.is_locked(settings.data_dir) else None
+    if running is None or running.state != "ready":
+        fail(f"no platform is ready on the data folder {settings.data_dir} (RENOVEASY_DATA_DIR)")
+    from deploy.ray_local import enter_environment
+
+    enter_environment(running.settings, running.token)
+    from deploy.rolling import Stuck, rolling
+
+    async def run(settings: Settings, token: str) -> str:
+        async with rolling(settings, token, click.echo) as at:
+            return await work(at)
+
+    began_s = time.monotonic()
+    try:
+        done = asyncio.run(run(running.settings, running.token))
+    except Stuck as error:
+        fail(str(error))
+    click.echo(f"done in {time.monotonic() - began_s:.1f} s: {done}; `renoveasy ps` shows who owns what now")
 
 
 @main.command()

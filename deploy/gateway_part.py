@@ -35,7 +35,8 @@ class GatewayPart:
         await forget_revoked(self._connections.broker, self._verifier)
         return {"websocket": await self._server.start()}
 
-    async def stop(self) -> None:
+    async def stop(self, *, with_all: bool = False) -> None:
+        """Ask every session to reconnect, each when its commands are answered, then stop."""
         await self._server.drain()
         await self._server.stop()
         await self._connections.close()

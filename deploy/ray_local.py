@@ -91,6 +91,32 @@ def without_client_server(parameters: Any, head: bool) -> None:
         parameters.ray_client_server_port = None
 
 
+def enter_environment(settings: Settings, token: str) -> None:
+    """Set what Ray's drivers need, before anything imports Ray: it reads most of it then."""
+    for key in ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV"):
+        os.environ.pop(key, None)
+    os.environ.update(environment(settings, token))
+
+
+def connect(settings: Settings, token: str) -> None:
+    """Make this process a driver of the platform's Ray. Blocks for about a second.
+
+    Raises:
+        ConnectionError: Ray does not answer.
+    """
+    enter_environment(settings, token)
+    import ray
+
+    ray.shutdown()  # of an attempt that failed half-way
+    ray.init(
+        address=address(settings),
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        configure_logging=False,
+        logging_level="error",
+    )
+
+
 class RayHead:
     """Starts and ends one Ray head."""
 
@@ -100,6 +126,7 @@ class RayHead:
         self.settings = settings
         self._haproxy = get_haproxy_binary()  # asked once: it would answer with our own script after `connect`
         self.log = settings.logs_dir / "ray.log"
+        self._token = token
         self._environment = environment(settings, token)
         self._process: asyncio.subprocess.Process | None = None
 
@@ -113,7 +140,7 @@ class RayHead:
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 await self._spawn()
-                await asyncio.to_thread(self.connect)
+                await asyncio.to_thread(connect, self.settings, self._token)
                 return
             except (StartError, ConnectionError, RuntimeError) as error:
                 reason = f"{error}".splitlines()[0]
@@ -143,22 +170,6 @@ class RayHead:
             if time.monotonic() > deadline:
                 raise StartError(f"Ray's daemons did not answer within {START_LIMIT_S:g} s")
             await asyncio.sleep(0.1)
-
-    def connect(self) -> None:
-        """Make this process Ray's driver. Blocks for about a second."""
-        for key in ("RAY_ADDRESS", "RAY_NAMESPACE", "RAY_RUNTIME_ENV"):
-            os.environ.pop(key, None)
-        os.environ.update(self._environment)
-        import ray
-
-        ray.shutdown()  # of an attempt that failed half-way
-        ray.init(
-            address=address(self.settings),
-            namespace=NAMESPACE,
-            log_to_driver=False,
-            configure_logging=False,
-            logging_level="error",
-        )
 
     async def ended(self) -> int:
         """Wait for Ray's end, which nobody expects while the platform runs."""

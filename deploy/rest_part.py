@@ -9,6 +9,7 @@ from deploy import registry
 from deploy.connections import Connections, forget_revoked, keys_folder, new_id, secret
 from deploy.ray_local import keep_replica_inside
 from deploy.settings import Settings
+from domain.orders import OrderRules
 from serve_apps.integrations.sandbox import SandboxSms
 from serve_apps.rest import build_app
 from serve_apps.services import RestSettings, Services
@@ -49,6 +50,7 @@ def rest_application(settings: Settings) -> Any:
         clock=at.clock,
         new_id=new_id,
         entropy=os.urandom,
+        orders=OrderRules(policy=settings.policy),
         checks={"database": at.database.check, "broker": at.broker.confirm, "redis": redis.ping},
         metrics=at.metrics,
     )

@@ -7,6 +7,7 @@ value and what is allowed. Ports that are 0 are chosen at start by `deploy.runti
 import difflib
 import hashlib
 import ipaddress
+import json
 import os
 import re
 import tempfile
@@ -16,6 +17,8 @@ from typing import Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+
+from domain.policy import DEFAULT_POLICY, Policy, policy_from
 
 PREFIX: Final = "RENOVEASY_"
 REPLICA_PORTS: Final = 24
@@ -77,6 +80,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`auto`: on in `prod`, lifted in `dev`."""
     origins: tuple[str, ...]
     """Web pages (`https://app.example.com`) whose scripts may use REST and WebSocket; empty: none. Apps send no origin."""
+    host_activations: int = 20_000
+    """Live activations in one host before the least recently used are dropped."""
+    host_activations_bytes: int = 512 << 20
+    """The same by about how much memory they take, in one host."""
+    end_paused_hosts: Literal["on", "off"] = "on"
+    """`on`: the process of a host that was given up because it hangs or is stopped is killed, and Ray starts it anew."""
+    policy: Policy = DEFAULT_POLICY
+    """The numbers of the marketplace. Set by a JSON object of those that differ from the default."""
     log_level: Literal["debug", "info", "warning", "error"]
     namespace: str
     """Put before every NATS subject and Redis key, so that platforms can share servers; empty: nothing."""
@@ -213,6 +224,16 @@ def _origins(text: str) -> tuple[str, ...]:
     return origins
 
 
+def _policy(text: str) -> Policy:
+    try:
+        given = json.loads(text)
+        if not isinstance(given, dict):
+            raise ValueError("not an object")
+        return policy_from(given)
+    except (ValueError, RecursionError) as error:
+        raise _NotAllowedError(f'a JSON object of policy fields, such as {{"quotes_active_max": 5}}: {error}') from None
+
+
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         try:
@@ -242,6 +263,10 @@ _FIELDS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "hosts": ("2", _whole(1, 256)),
     "gateways": ("2", _whole(1, 256)),
     "rest_replicas": ("1", _whole(1, REPLICA_PORTS)),
+    "host_activations": ("20000", _whole(100, 10_000_000)),
+    "host_activations_bytes": (str(512 << 20), _whole(1 << 20, 1 << 40)),
+    "end_paused_hosts": ("on", _one_of("on", "off")),
+    "policy": ("{}", _policy),
     "rate_limits": ("auto", _one_of("auto", "on", "off")),
     "origins": ("", _origins),
     "log_level": ("info", _one_of("debug", "info", "warning", "error")),

@@ -14,21 +14,26 @@ from deploy.settings import Settings
 from storage.tokens import SigningKeys
 
 START_LIMIT_S: Final = 60.0
+STOP_LIMIT_S: Final = 5.0
 
 
 class Cluster:
     """The running actors and the Serve application."""
 
-    def __init__(self, actors: dict[str, Any]) -> None:
-        self._actors = actors
-
     def stop(self) -> None:
-        """In an orderly way: REST, then gateways, hosts, placement."""
+        """In an orderly way: REST, then gateways, hosts, placement; those too that were added since the start."""
         serve.shutdown()
-        order = ("gateway", "host", "placement")
-        for role in order:
-            handles = [handle for name, handle in self._actors.items() if name.startswith(role)]
-            ray.wait([handle.stop.remote() for handle in handles], num_returns=len(handles), timeout=5.0)
+        for names in (ray_actors.names("gateway"), ray_actors.names("host"), ["placement"]):
+            stopping = [ray.get_actor(name).stop.remote() for name in names]
+            ray.wait(stopping, num_returns=len(stopping), timeout=STOP_LIMIT_S)
+
+
+def start_part(settings: Settings, role: str, number: int) -> Any:
+    """The handle of the host or gateway of that number; it may not work yet."""
+    name = f"{role}-{number}"
+    if role == "host":
+        return ray_actors.start(ray_actors.Host, settings, name, HostPart)
+    return ray_actors.start(ray_actors.Gateway, settings, name, GatewayPart)
 
 
 def start_cluster(settings: Settings) -> Cluster:
@@ -38,15 +43,11 @@ def start_cluster(settings: Settings) -> Cluster:
         RuntimeError: a part did not start in time, and why.
     """
     SigningKeys.open(keys_folder(settings))
-    actors = {"placement": ray_actors.start(ray_actors.Placement, settings, "placement", PlacementPart)}
-    for number in range(settings.hosts):
-        name = f"host-{number}"
-        actors[name] = ray_actors.start(ray_actors.Host, settings, name, HostPart)
-    for number in range(settings.gateways):
-        name = f"gateway-{number}"
-        actors[name] = ray_actors.start(ray_actors.Gateway, settings, name, GatewayPart)
+    actors = [ray_actors.start(ray_actors.Placement, settings, "placement", PlacementPart)]
+    actors += [start_part(settings, "host", number) for number in range(settings.hosts)]
+    actors += [start_part(settings, "gateway", number) for number in range(settings.gateways)]
     # HAProxy listens where the settings say; everything behind it stays inside the machine.
     serve.start(http_options={"host": "127.0.0.1", "port": settings.http_port}, proxy_location="HeadOnly")
     serve.run(rest_deployment(settings), name=REST, route_prefix="/")
-    ray.get([actor.info.remote(START_LIMIT_S) for actor in actors.values()])
-    return Cluster(actors)
+    ray.get([actor.info.remote(START_LIMIT_S) for actor in actors])
+    return Cluster()

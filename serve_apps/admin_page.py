@@ -86,6 +86,7 @@ def stream_page(shown: StreamInspection) -> bytes:
                 ("snapshot offset", live and live.snapshot_offset, stored.snapshot_offset),
                 ("uncommitted turns", live and live.uncommitted, None),
                 ("mailbox", live and live.mailbox, None),
+                ("bytes in memory, about", live and live.bytes, None),
                 ("idle, seconds", live and live.idle_s, None),
                 ("partition's last position", None, stored.position),
                 ("published up to position", None, stored.relay_cursor),

@@ -36,7 +36,8 @@ class Inspected(msgspec.Struct):
     mailbox: int
     uncommitted: int
     snapshot_offset: int
-    idle_s: float
+    bytes: int = 0
+    idle_s: float | None = None
     recent: list[_Recent] = []
     reminders: list[_Due] = []
 
@@ -65,14 +66,19 @@ class ReminderView(msgspec.Struct):
 
 
 class ActivationView(msgspec.Struct):
-    """A live stream in its host. `uncommitted` turns wait for their commit, `mailbox` requests for their turn."""
+    """A live stream in its host. `uncommitted` turns wait for their commit, `mailbox` requests for their turn.
+
+    `bytes` is about what it takes of the host's memory, `idle_s` the time since somebody else asked, null where that is
+    not known; `recent` begins with the newest command.
+    """
 
     offset: int
     committed_offset: int
     uncommitted: int
     mailbox: int
     snapshot_offset: int
-    idle_s: float
+    bytes: int
+    idle_s: float | None
     recent: list[CommandTrace]
     reminders: list[ReminderView]
 
@@ -162,7 +168,8 @@ def _activation(inspected: Inspected) -> ActivationView:
         uncommitted=inspected.uncommitted,
         mailbox=inspected.mailbox,
         snapshot_offset=inspected.snapshot_offset,
-        idle_s=round(inspected.idle_s, 3),
+        bytes=inspected.bytes,
+        idle_s=inspected.idle_s,
         recent=[CommandTrace(trace.command_id, trace.offset, rfc3339(trace.at)) for trace in inspected.recent],
         reminders=[_reminder(due) for due in inspected.reminders],
     )

@@ -1,5 +1,6 @@
 """The data folder belongs to one platform at a time, and only that platform's own processes are ever ended."""
 
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from deploy import runtime
 from deploy.runtime import Runtime, StartError
 from deploy.settings import Settings, from_environment
+from domain.policy import policy_from
 
 
 @pytest.fixture
@@ -93,6 +95,27 @@ def test_the_runtime_file_comes_back_as_written_and_is_private(settings: Setting
     runtime.write(written)
     assert runtime.read(settings.data_dir) == written
     assert (settings.data_dir / runtime.FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_policy_of_ones_own_survives_the_runtime_file(settings: Settings) -> None:
+    settings.data_dir.mkdir()
+    policy = policy_from({"quote_window_ms": 3000, "categories": {"locks": {"slot_notice_ms": 0}}})
+    runtime.write(recorded(msgspec.structs.replace(settings, policy=policy), 5, "x"))
+    read = runtime.read(settings.data_dir)
+    assert read is not None
+    assert read.settings.policy == policy
+
+
+def test_the_runtime_file_of_an_older_version_is_understood(settings: Settings) -> None:
+    """Else an upgrade after a crash would leave the crashed platform's processes where they are."""
+    settings.data_dir.mkdir()
+    runtime.write(recorded(settings, 5, "x"))
+    path = settings.data_dir / runtime.FILE
+    known = json.loads(path.read_text())
+    for added in ("host_activations", "host_activations_bytes", "end_paused_hosts", "policy"):
+        del known["settings"][added]
+    path.write_text(json.dumps(known))
+    assert runtime.read(settings.data_dir) == recorded(settings, 5, "x")
 
 
 def test_a_leftover_is_ended_by_its_pid_and_start(settings: Settings, sleeper: "subprocess.Popen[bytes]") -> None:

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from deploy.settings import Ports, SettingsError, from_environment, unknown_keys
+from domain.policy import DEFAULT_POLICY, CategoryPolicy
 
 
 def test_an_empty_environment_gives_the_embedded_platform_on_loopback(tmp_path: Path) -> None:
@@ -52,6 +54,14 @@ def test_rate_limits_follow_the_environment_unless_they_are_set(env: str, limits
         ("NAMESPACE", "a.b", "up to 32 of a-z"),
         ("ORIGINS", "app.example.com", "origins such as https://"),
         ("ORIGINS", "https://a.example, *", "origins such as https://"),
+        ("HOST_ACTIVATIONS", "10", "a whole number from 100 to"),
+        ("HOST_ACTIVATIONS_BYTES", "1 GB", "a whole number from 1048576 to"),
+        ("END_PAUSED_HOSTS", "yes", "on, off"),
+        ("POLICY", "{", "a JSON object of policy fields"),
+        ("POLICY", "[]", "a JSON object of policy fields"),
+        ("POLICY", '{"quote_window": 1}', "policy.quote_window does not exist; there are: arrived_within_m, "),
+        ("POLICY", '{"quotes_active_max": "many"}', "policy.quotes_active_max cannot be 'many'"),
+        ("POLICY", '{"quotes_active_max": -1}', "use a number from 0"),
         ("NATS_URL", "http://localhost:4222", "nats:// or tls://"),
         ("REDIS_URL", "localhost", "redis://"),
         ("DATABASE_URL", "postgres://x", "mysql+asyncmy://"),
@@ -96,3 +106,18 @@ def test_origins_are_a_list_and_none_by_default() -> None:
     assert from_environment({}).origins == ()
     given = from_environment({"RENOVEASY_ORIGINS": "https://a.example, http://localhost:5173"})
     assert given.origins == ("https://a.example", "http://localhost:5173")
+
+
+def test_a_policy_changes_the_fields_that_it_names_and_no_others() -> None:
+    assert from_environment({}).policy == DEFAULT_POLICY
+    given = from_environment({"RENOVEASY_POLICY": '{"quote_window_ms": 3000, "categories": {"locks": {}}}'}).policy
+    assert given.quote_window_ms == 3000
+    assert given == msgspec.structs.replace(
+        DEFAULT_POLICY, quote_window_ms=3000, categories={"locks": CategoryPolicy()}
+    )
+
+
+def test_caps_of_hosts_can_be_set() -> None:
+    given = from_environment({"RENOVEASY_HOST_ACTIVATIONS": "5000", "RENOVEASY_HOST_ACTIVATIONS_BYTES": "268435456"})
+    assert (given.host_activations, given.host_activations_bytes) == (5_000, 256 << 20)
+    assert from_environment({}).host_activations_bytes == 512 << 20
