@@ -201,7 +201,7 @@ class GroupCommit:
         done = [p for p in pending if _is_in(committed, p)]
         left_out = [p for p in pending if not _is_in(committed, p)]
         self._owner.lost([held[number] for number in committed.fenced])
-        for activation in {a for p in left_out for a in p.touched}:
+        for activation in dict.fromkeys(a for p in left_out for a in p.touched):
             if not activation.dead:
                 log.warning("%s has moved and is loaded anew", activation.stream)
             self._owner.forget(activation)
@@ -229,7 +229,7 @@ class GroupCommit:
 
     def _undo(self, batch: Iterable[Pending]) -> None:
         """What these decided never happened. Whatever else was decided on top of it is void from now on."""
-        for activation in {touched for pending in batch if pending.outcome.turn for touched in pending.touched}:
+        for activation in dict.fromkeys(a for pending in batch if pending.outcome.turn for a in pending.touched):
             if activation.tentative and not activation.dead:
                 activation.revert()
 

@@ -56,7 +56,8 @@ class HubChannel:
         self.owner = 0
         self.tail: deque[Event] = deque()
         self.tail_bytes = 0
-        self.cursors: set[Cursor] = set()
+        self.cursors: dict[Cursor, None] = {}
+        """In the order in which they joined, which is that of delivery."""
         self.followers = 0
         self.idle_since = 0.0
         self.opening: asyncio.Task[None] | None = None
@@ -207,7 +208,7 @@ class Hub:
 
     def join(self, channel: HubChannel, cursor: Cursor) -> None:
         """From now on the cursor gets live events, or pages if it is behind."""
-        channel.cursors.add(cursor)
+        channel.cursors[cursor] = None
         if cursor.position >= channel.head:
             cursor.live = True
         else:
@@ -219,7 +220,7 @@ class Hub:
         cursor.live = False
         channel = self._channels.get(cursor.channel)
         if channel is not None and cursor in channel.cursors:
-            channel.cursors.discard(cursor)
+            del channel.cursors[cursor]
             self.unfollow(channel)
 
     def channel_of(self, cursor: Cursor) -> HubChannel:
