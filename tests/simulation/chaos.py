@@ -100,7 +100,7 @@ class Chaos:
         if part.leaving:
             return False
         restart_s = self._chance.uniform(0.1, 3.0)
-        if part.name.startswith("extra") or self._chance.random() < 0.1:
+        if part.name.startswith("extra"):
             restart_s = None
         task = asyncio.create_task(self._cluster.leave(part, restart_s))
         self._leaving.add(task)

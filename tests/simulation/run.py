@@ -194,9 +194,7 @@ class Simulation:
         """Whether the device's user has been a member all the time since then."""
         entries = self.cluster.database.store.streams.get(channel, [])
         before = self.cluster.database.end_at(channel, since_s)
-        return all(
-            device.user in checks.members_of(channel, entries[:end]) for end in range(before, len(entries) + 1)
-        )
+        return all(device.user in checks.members_of(channel, entries[:end]) for end in range(before, len(entries) + 1))
 
     async def _open_rooms(self) -> None:
         """Conversations by REST, as apps do it: with the conversation's id as the write's."""

@@ -297,7 +297,9 @@ class Device:
 
         def answered(reply: Any, error: Any) -> None:
             self._probing.pop(channel, None)
-            if self.connected:
+            if reply is None and self.connected:
+                self.hang_up()  # as the SDKs do
+            else:
                 self.subscribe(channel)
 
         self.subscribed.discard(channel)
@@ -314,7 +316,9 @@ class Device:
 
         def left(reply: Any, error: Any) -> None:
             self._probing.pop(channel, None)
-            if self.connected:
+            if reply is None and self.connected:
+                self.hang_up()
+            else:
                 self.subscribe(channel, recover=False)
 
         self._ask({"unsubscribe": {"channel": channel}}, left)

@@ -48,8 +48,15 @@ class Wire:
     """One WebSocket. The gateway's side is a `gateway.connection.Transport`, the client's `send`, `hang_up` and `reading`."""
 
     def __init__(
-        self, loop: VirtualLoop, chance: random.Random, quality: WireQuality, gateway: Entrance, client: Reader
-    ):
+        self,
+        loop: VirtualLoop,
+        chance: random.Random,
+        quality: WireQuality,
+        gateway: Entrance,
+        client: Reader,
+        number: int,
+    ) -> None:
+        self.number = number
         self._loop = loop
         self._chance = chance
         self._quality = quality

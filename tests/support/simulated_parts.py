@@ -212,6 +212,19 @@ class Verifier:
         """Nothing is remembered."""
 
 
+class NumberedConnection(Connection):
+    """A connection whose hash does not depend on its address: sets of them are walked in the same order in every run."""
+
+    __slots__ = ("_number",)
+
+    def __init__(self, board: Switchboard, wire: Wire) -> None:
+        self._number = wire.number
+        super().__init__(board, wire)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class Wiring:
     """How parts are put together."""
 
@@ -257,7 +270,7 @@ class Wiring:
         )
 
     def connection(self, board: Switchboard, wire: Wire) -> Connection:
-        return Connection(board, wire)
+        return NumberedConnection(board, wire)
 
 
 class Cluster:
@@ -300,6 +313,7 @@ class Cluster:
         self._ids = random.Random(f"{seed}/ids")
         self._wire_chance = random.Random(f"{seed}/wires")
         self._skew_ms = skew_ms
+        self._wires = 0
         self.server = SimulatedServer(
             loop, loop.process("nats"), random.Random(f"{seed}/links"), links, trace, count_fault
         )
@@ -336,7 +350,8 @@ class Cluster:
         return [part for part in found if part.running] if running else found
 
     def connect(self, gateway: GatewayPart, client: Any) -> Wire:
-        return Wire(self.loop, self._wire_chance, self.wires, gateway, client)
+        self._wires += 1
+        return Wire(self.loop, self._wire_chance, self.wires, gateway, client, self._wires)
 
     # --- life and death ------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,8 @@ _LOCK_WAIT_S: Final = 2.0
 _IDLE_S: Final = 5.0
 """A transaction whose client says nothing for so long is rolled back."""
 _WRITES: Final = frozenset({"save_cursors", "reserve", "drop_reminders", "add_positions"})
+_IN_DOUBT: Final = frozenset({"take", "save_cursors"})
+"""Writes besides commits that may say so when their outcome is unknown; the others call it unavailable."""
 _FREE: Final = frozenset({"writer"})
 
 
@@ -213,7 +215,7 @@ class SimulatedDatabase:
 
     def _doubt(self, call: _Call, why: str) -> Exception:
         """What a client is told that cannot know. Only a commit has to be told so in these words."""
-        if call.name == "commit" or self._chance.random() < 0.5:
+        if call.name == "commit" or (call.name in _IN_DOUBT and self._chance.random() < 0.5):
             return OutcomeUnknown(f"the connection {why}")
         return StoreUnavailable(f"the connection {why}")
 
@@ -388,6 +390,10 @@ class SimulatedLog(Remote):
     async def _begin(self, partitions: Sequence[int]) -> None:
         """Insert the rows; from here to the end of the transaction nobody else can."""
         database, session = self._database, self._session
+        if any(holder is session for holder, _ in database.locks.values()):
+            session.transaction += 1  # what an earlier connection of ours has left open is ended by the next one
+            for partition in [p for p, (holder, _) in database.locks.items() if holder is session]:
+                database.unlock(partition)
         await self._unlocked(partitions)
         if any(partition in database.locks for partition in partitions):
             raise StoreUnavailable("a deadlock")
