@@ -88,11 +88,11 @@ class LogWriter:
         try:
             async with asyncio.timeout(self._limit_s):
                 await driver._execute(visit.run, driver._conn)  # type: ignore[no-untyped-call]
-        except sqlite3.IntegrityError as error:
-            raise IntegrityError("a flush", None, error) from error
         except (sqlite3.Error, TimeoutError) as error:
             # The thread may still be at it: from here on it either has asked for the commit or never will.
             asked = visit.abandon()
+            if isinstance(error, sqlite3.IntegrityError) and not asked:
+                raise IntegrityError("a flush", None, error) from error
             await self._drop()
             raise (OutcomeUnknown if asked else StoreUnavailable)(str(error) or "the disk hangs") from error
         except BaseException:

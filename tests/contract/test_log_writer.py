@@ -141,6 +141,21 @@ async def test_a_visit_that_hangs_while_it_writes_is_surely_not_committed(sqlite
     await database.close()
 
 
+async def test_a_commit_that_sqlite_refuses_is_unknown_and_leaves_nothing_open(tmp_path: Path) -> None:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'new.db'}")
+    async with database.write() as connection:
+        await connection.exec_driver_sql("CREATE TABLE one (n INTEGER PRIMARY KEY)")
+        await connection.exec_driver_sql(
+            "CREATE TABLE thing (n INTEGER REFERENCES one DEFERRABLE INITIALLY DEFERRED)"  # checked by COMMIT
+        )
+    writer = LogWriter(database)
+    with pytest.raises(OutcomeUnknown):
+        await writer.at_once([(INSERT, [(1,)])])
+    await writer.at_once([(INSERT, [(None,)])])
+    await writer.close()
+    await database.close()
+
+
 @pytest.fixture
 async def mariadb(mariadb_url: str) -> AsyncIterator[InSql]:
     made = InSql(mariadb_url)
