@@ -164,6 +164,5 @@ def escrow_expiring(turn: OrderTurn, which: MilestoneRef) -> None:
             currency=contract.currency,
         )
         turn.tell(event, f"The money for milestone {which.n} could not be held any longer: it goes back.")
-    idle = all(m.status in ("planned", "funded", "cancelled", "refunded") for m in turn.state.milestones)
-    if idle and state.state in ("funded", "scheduled", "en_route"):
+    if not state.begun and state.state in ("funded", "scheduled", "en_route"):
         call_off(turn, "escrow_expiring")

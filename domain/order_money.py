@@ -134,9 +134,8 @@ def refunds(turn: OrderTurn, n: int, amount: int, currency: str, rail: str) -> l
 
 
 def rail_of(state: OrderState, n: int) -> str:
-    """The rail over which a milestone was paid, or, if that is none, over which its money came too late."""
-    paid = {p.status: p.rail for p in state.payments if p.milestone == n and p.status in ("held", "refunded")}
-    return paid.get("held") or paid.get("refunded") or state.rail
+    """The rail over which a milestone was paid."""
+    return next((p.rail for p in state.payments if p.milestone == n and p.status == "held"), state.rail)
 
 
 def deposit_failed(turn: OrderTurn, news: DepositFailed) -> None:
@@ -157,13 +156,14 @@ def deposit_failed(turn: OrderTurn, news: DepositFailed) -> None:
 
 
 def refund_paid(turn: OrderTurn, news: RefundPaid) -> None:
+    """A provider speaks for its own rail: what came too late over one is not paid back by the other that was used."""
     state = turn.state
     if news.psp_event_id in state.psp_events:
         return
     owed = -state.books.balance(ledger.refund_account(state.customer_id))
     if news.amount > owed:
         raise invalid("amount", "mismatch", f"{owed} is owed, {news.amount} was refunded")
-    rail = rail_of(state, news.milestone)
+    rail = turn.actor_id if turn.actor_id in turn.policy.rails else rail_of(state, news.milestone)
     entry = ledger.refund_paid(news.milestone, state.customer_id, rail, news.amount, news.currency)
     turn.emit(
         ev.RefundPaid,

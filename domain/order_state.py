@@ -226,6 +226,11 @@ class OrderState(msgspec.Struct, frozen=True, omit_defaults=True):
     def visit(self, visit_id: str) -> Visit | None:
         return next((v for v in self.visits if v.id == visit_id), None)
 
+    @property
+    def begun(self) -> bool:
+        """Whether the worker has been on the site: only then can a milestone have been worked on."""
+        return any(v.status in ("checked_in", "checked_out") for v in self.visits)
+
     def visit_in(self, *statuses: str) -> Visit | None:
         """The first visit with one of these statuses."""
         return next((v for v in self.visits if v.status in statuses), None)

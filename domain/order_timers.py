@@ -37,7 +37,7 @@ def unquoted(state: OrderState, key: str) -> bool:
 
 
 def processing(state: OrderState, key: str) -> bool:
-    return any(p.status == "processing" and p.milestone == state.milestone_due for p in state.payments)
+    return any(p.status == "processing" for p in state.payments)
 
 
 def held(state: OrderState, key: str) -> bool:
@@ -55,10 +55,6 @@ def visit_begun(state: OrderState, key: str) -> bool:
 def not_missing(state: OrderState, key: str) -> bool:
     """Nobody is expected now, or the worker has arrived."""
     return state.state not in ("scheduled", "en_route") or state.visit_in("confirmed", "en_route") is None
-
-
-def without_visit(state: OrderState, key: str) -> bool:
-    return state.state == "in_progress" and state.visit_in("confirmed", "checked_in", *ON_THE_WAY) is None
 
 
 def checked_in(state: OrderState, key: str) -> bool:
@@ -164,7 +160,7 @@ TIMERS: Final = {
     "visit_reminder":     Timer(NUDGE,                    C | W,     visit_ahead,                    visit_begun),
     "no_show":            Timer("worker_no_show",         C | W,     visit_ahead,                    not_missing,    missed_visit),
     "check_out_due":      Timer("check_out",              W,         checked_in,                     not_at_work,    visit_inside),
-    "next_visit_due":     Timer(NUDGE,                    C | W,     without_visit),
+    "next_visit_due":     Timer(NUDGE,                    C | W,     in_state("in_progress")),
     "review_nudge":       Timer(NUDGE,                    C,         under_review,                   not_judged),
     "review":             Timer("auto_approve_milestone", C | W,     under_review,                   not_judged,     submission),
     "final_nudge":        Timer(NUDGE,                    C,         in_state("work_submitted"),     held),

@@ -201,10 +201,9 @@ def worker_no_show(turn: OrderTurn, which: VisitRef) -> None:
     missed_at = due.times[0] if due is not None and due.times else visit.end + turn.policy.no_show_ms
     if turn.role == "customer" and turn.now < missed_at:
         raise turn.conflict(f"the worker may still come until {rfc3339(missed_at)}")
-    begun = any(v.status == "checked_out" for v in state.visits)
     event = turn.emit(
         ev.WorkerNoShow,
-        to="in_progress" if begun else "funded",
+        to="in_progress" if state.begun else "funded",
         visit_id=visit.id,
         private=ev.Private(worker_id=turn.worker_id, strikes=1),
     )

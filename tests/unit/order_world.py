@@ -39,6 +39,7 @@ def user(user_id: str) -> Actor:
 
 ACTORS = {
     "anna": user(ANNA), "ben": user(BEN), "eve": user(EVE), "zoe": user(ZOE), "opal": user(OPAL), "psp": PSP,
+    "bank": Actor("psp", "bank"),
     "system": SYSTEM,
 }  # fmt: skip
 
@@ -139,6 +140,7 @@ class World:
         assert not back, f"{back} was taken back, and may be dropped at any time"
         if self.state.state in TERMINAL and not self.state.holds:
             assert stand == []
+            assert self.state.due == {}
 
     # --- time --------------------------------------------------------------------------------------------------------
 

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+from domain.commands import SYSTEM, Command
 from domain.errors import Code
+from domain.order_schedule import business_time
 from domain.order_table import CLIENT_COMMANDS
 from domain.orders import OrderRules
 from domain.policy import Policy
 from domain.times import DAY_MS, HOUR_MS, MINUTE_MS, rfc3339
-from tests.unit.order_world import ANNA, BEN, DISPUTE, EVE, World, make_id
+from tests.unit.order_world import ANNA, BEN, DISPUTE, EVE, NOW, ORDER, World, make_id
 
 QUOTE = make_id(0x2001)
 
@@ -117,6 +119,7 @@ def test_a_payment_under_way_when_the_deposit_is_due_is_waited_for_once(world: W
     world.wait_for("deposit_due")
     assert world.timers() == {"deposit_due": HOUR_MS}
     assert {"type": "order.extended", "until": rfc3339(world.now + HOUR_MS)}.items() <= last(world).items()
+    assert world.standing()[0].fence_offset == world.state.version
     world.fork().held(payment_id)
     world.wait_for("deposit_due")
     assert world.state.state == "open"
@@ -140,7 +143,21 @@ def test_late_money_of_a_slow_rail_goes_back_over_that_rail() -> None:
     world.do("anna", "start_payment", payment_id=payment_id, milestone=1, rail="bank")
     world.wait(25 * HOUR_MS)
     world.held(payment_id)
-    world.do("psp", "refund_paid", milestone=1, amount=50_000, currency="CNY", psp_event_id="evt-r")
+    assert world.state.books.balance("psp:bank:cash") == 50_000
+    world.do("bank", "refund_paid", milestone=1, amount=50_000, currency="CNY", psp_event_id="evt-r")
+    assert set(world.state.books.balances.values()) == {0}
+
+
+def test_a_refund_goes_over_the_rail_that_was_paid_with_whatever_came_too_late_over_another() -> None:
+    world = World(Policy(rails=("sandbox", "bank"))).awarded()
+    first = world.new_id()
+    world.do("anna", "start_payment", payment_id=first, milestone=1, rail="bank")
+    world.now += 15 * MINUTE_MS
+    world.pay()
+    world.held(first)
+    world.do("bank", "refund_paid", milestone=1, amount=50_000, currency="CNY", psp_event_id="evt-r")
+    assert world.state.books.balance("psp:sandbox:cash") == 50_000
+    world.do("anna", "cancel", reason="")
     assert set(world.state.books.balances.values()) == {0}
 
 
@@ -213,6 +230,13 @@ def test_a_visit_on_short_notice_is_reminded_of_only_where_that_lies_ahead(world
     assert "visit_reminder" not in world.timers()
 
 
+def test_nobody_is_reminded_of_a_visit_that_is_being_driven_to(world: World) -> None:
+    world.en_route()
+    assert "visit_reminder" not in world.timers()
+    world.do("ben", "abort_trip", visit_id=world.visit_id, reason="flat tyre")
+    assert world.timers()["visit_reminder"] == HOUR_MS
+
+
 def test_a_new_time_for_the_visit_moves_what_hangs_on_it(world: World) -> None:
     world.scheduled(in_ms=2 * DAY_MS)
     world.do("anna", "confirm_slot", visit_id=world.slot(world.now + 4 * DAY_MS))
@@ -226,7 +250,7 @@ def test_a_worker_who_does_not_come_gets_a_strike_and_the_customer_chooses(world
     world.wait_for("no_show")
     assert world.now == visit.end + 45 * MINUTE_MS
     assert (world.state.state, world.state.strikes, world.claims) == ("funded", {BEN: 1}, set())
-    assert world.seen("anna")["visits"][0]["status"] == "no_show_w"
+    assert (world.seen("anna")["visits"][0]["status"], world.state.visits[0].code) == ("no_show_w", "")
     assert (world.cards()[-1]["type"], world.timers()["slot_timeout"]) == ("order.worker_no_show", 7 * DAY_MS)
     again = world.fork()
     again.do("anna", "confirm_slot", visit_id=again.slot(again.now + DAY_MS))
@@ -266,9 +290,10 @@ def test_who_has_arrived_is_not_missing_until_they_leave_again(world: World) -> 
 
 def test_work_that_has_begun_goes_on_when_nobody_comes_to_a_later_visit(world: World) -> None:
     world.under_review()
-    world.do("anna", "confirm_slot", visit_id=world.slot(world.now + DAY_MS))
+    world.do("anna", "confirm_slot", visit_id=world.slot(world.now + 8 * DAY_MS))
     world.wait_for("no_show")
     assert (world.state.state, world.timers()["next_visit_due"]) == ("in_progress", 72 * HOUR_MS)
+    assert world.timers()["review"] == 48 * HOUR_MS
     world.do("anna", "approve_milestone", n=1)
 
 
@@ -313,6 +338,20 @@ def test_an_objection_ends_the_review_and_another_submission_begins_it_anew(worl
     assert json.loads(review.payload) == {"n": 1, "submission_no": 2}
 
 
+def test_completing_the_work_ends_the_review_of_its_last_part(world: World) -> None:
+    world.in_progress()
+    world.do("ben", "submit_milestone", n=1)
+    assert "review" in world.state.due
+    world.do("ben", "submit_completion")
+    assert not {"review", "review_nudge"} & set(world.state.due)
+
+
+def test_what_is_held_is_not_approved_even_if_the_platform_says_so(world: World) -> None:
+    world.under_review()
+    world.do("anna", "open_dispute", dispute_id=DISPUTE, n=1, amount=5_000, reason="a scratch")
+    assert world.refused("system", "auto_approve_milestone", n=1, submission_no=1).code == Code.HOLD
+
+
 def test_only_the_submission_that_was_reviewed_is_approved(world: World) -> None:
     world.under_review()
     assert world.refused("system", "auto_approve_milestone", n=1, submission_no=2).code == Code.CONFLICT
@@ -327,6 +366,15 @@ def test_silence_is_no_consent_where_nobody_was_reminded_in_time(world: World, r
         world.wait_for("review_nudge")
     world.wait_for("review")
     assert (last(world)["type"], world.timers()["review"]) == ("order.extended", 48 * HOUR_MS)
+    world.wait_for("review")
+    assert world.state.milestones[0].status == "approved"
+
+
+def test_who_was_reminded_in_time_needs_no_second_reminder(world: World) -> None:
+    """The platform was down when the later nudges were due: the first one had been said."""
+    world.under_review().wait(2 * DAY_MS)
+    world.now += 6 * DAY_MS
+    world.wait_for("review_nudge")
     world.wait_for("review")
     assert world.state.milestones[0].status == "approved"
 
@@ -358,6 +406,14 @@ def test_the_customer_has_two_days_to_judge_after_a_time_in_which_they_could_not
     world.wait(8 * DAY_MS)
     world.do("ben", "check_in", visit_id=world.visit_id, code=world.code)
     assert world.timers()["review"] == 48 * HOUR_MS
+
+
+def test_a_visit_leaves_a_review_that_has_time_left_as_it_is(world: World) -> None:
+    world.under_review()
+    world.do("anna", "confirm_slot", visit_id=world.slot(world.now + DAY_MS))
+    world.wait(DAY_MS)
+    world.do("ben", "check_in", visit_id=world.visit_id, code=world.code)
+    assert world.timers()["review"] == 6 * DAY_MS
 
 
 def test_finished_work_nobody_objects_to_in_a_week_is_approved(world: World) -> None:
@@ -470,6 +526,7 @@ def test_an_answered_dispute_waits_for_operations_who_are_asked_after_thirty_day
     assert world.timers()[f"mediation:{DISPUTE}"] == 30 * DAY_MS
     world.wait_for(f"mediation:{DISPUTE}")
     assert (last(world)["concerns"], len(world.state.holds)) == (["ops"], 1)
+    assert world.refused("system", "dispute_default", dispute_id=DISPUTE).code == Code.CONFLICT
     assert f"mediation:{DISPUTE}" not in world.timers()
 
 
@@ -528,6 +585,32 @@ def test_the_money_that_a_cancellation_left_in_dispute_does_not_go_to_the_rail(w
     world.do("anna", "cancel", reason="fell out")
     world.wait_for("escrow_default:1")
     assert (world.state.books.refunded, world.standing()) == ({1: 50_000}, [])
+    assert world.refused("system", "escrow_expiring", n=1).code == Code.CONFLICT
+
+
+def test_disputed_money_that_outlives_a_cancellation_goes_back_without_another_cancellation(world: World) -> None:
+    world.funded()
+    world.do("anna", "open_dispute", dispute_id=DISPUTE, n=1, amount=10_000, reason="not what we said")
+    world.do("ben", "respond_dispute", dispute_id=DISPUTE, text="it is")
+    world.do("anna", "cancel", reason="then not")
+    world.wait_for("escrow_default:1")
+    assert world.state.books.refunded == {1: 50_000}
+    assert [p["type"] for p in world.publications()].count("order.cancelled") == 1
+
+
+def test_work_that_has_begun_is_not_cancelled_with_its_money(world: World) -> None:
+    world.under_review()
+    world.do("anna", "confirm_slot", visit_id=world.slot(world.now + DAY_MS))
+    world.wait_for("escrow_default:1")
+    assert (world.state.state, world.state.milestones[0].status) == ("scheduled", "refunded")
+
+
+@pytest.mark.parametrize(
+    ("duration_ms", "days"), [(0, 0), (3_000, 3_000 / DAY_MS), (DAY_MS, 1), (2 * DAY_MS, 4), (1.5 * DAY_MS, 1.5),
+                              (5 * DAY_MS, 7)],
+)  # fmt: skip
+def test_business_days_skip_weekends_and_shorter_times_do_not(duration_ms: int, days: float) -> None:
+    assert business_time(NOW, int(duration_ms)) - NOW == days * DAY_MS
 
 
 def test_every_milestones_money_has_a_deadline_of_its_own_and_released_money_none(world: World) -> None:
@@ -590,6 +673,17 @@ def test_what_was_not_set_cannot_be_said(world: World) -> None:
     world.opened()
     for name in ("deposit_nudge", "quote_window", "explode"):
         assert world.refused("system", "nudge", reminder=name).code == Code.CONFLICT
+
+
+def test_what_has_been_said_is_not_said_again(world: World) -> None:
+    world.under_review().wait(6 * DAY_MS)
+    assert world.refused("system", "nudge", reminder="review_nudge").code == Code.CONFLICT
+
+
+def test_a_nudge_needs_no_conversation(world: World) -> None:
+    world.awarded()
+    command = Command("order", ORDER, "nudge", SYSTEM, make_id(1), b'{"reminder": "deposit_nudge"}')
+    assert world.rules.touches(world.state, command, world.rules.parse(command)) == ()
 
 
 def test_an_order_left_alone_at_any_time_comes_to_rest_without_anybodys_money() -> None:
