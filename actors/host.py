@@ -40,6 +40,7 @@ from domain.ports import (
     Clock,
     FactSource,
     Metrics,
+    OutcomeUnknown,
     PartitionLog,
     ReadModels,
     Received,
@@ -373,7 +374,7 @@ class Host:
             await self._find_out(activation, item, lookup)
         except Refusal as refusal:
             refused = refusal.refused
-        except StoreUnavailable:
+        except (StoreUnavailable, OutcomeUnknown):
             refused = AWAY
         except Exception:
             log.exception("a look-up for %s failed", activation.stream)
