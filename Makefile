@@ -28,8 +28,8 @@ check: install-dev ## what must hold before a commit: format, lint, types, layer
 bench: install-dev ## measure, with a report under benchmarks/results
 	@exec .venv/bin/renoveasy bench
 
-chaos: install-dev install-servers ## the long tests against crashes and hostile clients
-	@exec $(PY) -m pytest tests/cluster tests/security tests/simulation --timeout 1800 $(PYTEST_ARGS)
+chaos: install-dev install-servers ## crashes, outages and hostile clients at length, with a report; see docs/reliability.md
+	@RENOVEASY_CHAOS=full exec $(PY) -m pytest tests/chaos tests/simulation tests/security --timeout 3600 -s $(PYTEST_ARGS)
 
 format: install-dev ## format and sort imports
 	$(PY) -m ruff format .

@@ -53,7 +53,9 @@ def row_of(item: pytest.Item) -> Row | None:
         return None
     if _row not in item.stash:
         identifier, what = marker.args
-        item.stash[_row] = Row(identifier, what, item.nodeid.rpartition("/")[2])
+        variant = getattr(item, "callspec", None)
+        test = item.nodeid.rpartition("/")[2]
+        item.stash[_row] = Row(identifier, f"{what} ({variant.id})" if variant else what, test)
     return item.stash[_row]
 
 
@@ -98,6 +100,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             if row.why:
                 terminalreporter.write_line(f"{'':<15}{row.why}")
         terminalreporter.write_line(f"report: {paths[1]} and {paths[0].name}")
+        if report.form == FULL and (absent := reports.missing(report)):
+            terminalreporter.write_line(f"no test of this run was about {', '.join(absent)}")
 
 
 # --- what tests ask for ------------------------------------------------------------------------------------------

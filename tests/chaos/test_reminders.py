@@ -72,7 +72,7 @@ def expiring_after(ms: int) -> dict[str, str]:
 async def test_what_became_due_while_everything_was_down_happens_once_after_the_start(
     chaos: Chaos, houses: Houses, store: str
 ):
-    count, ttl_s = chaos.repeats(short=50, full=500), chaos.seconds(short=3.0, full=10.0)
+    count, ttl_s = chaos.repeats(short=50, full=500), chaos.seconds(short=2.0, full=10.0)
     chaos.load(f"{count} orders, killed before their time")
     parts = await houses.build(store, hosts=2, gateways=0, environment=expiring_after(int(ttl_s * 1000)))
     crowd: Crowd = await houses.enter(Crowd(parts))

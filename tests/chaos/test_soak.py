@@ -133,14 +133,14 @@ class Misfortunes:
 @pytest.mark.catalogue("R18", "a random misfortune every 30 s")
 @pytest.mark.timeout(3 * 3600)
 async def test_a_long_day(chaos: Chaos, houses: Houses, nats: Nats, mariadb: MariaDatabase):
-    seconds, every_s = chaos.seconds(short=20.0, full=SOAK_S), chaos.seconds(short=4.0, full=30.0)
+    seconds, every_s = chaos.seconds(short=12.0, full=SOAK_S), chaos.seconds(short=3.0, full=30.0)
     rate, rooms = chaos.choose(short=60, full=300), chaos.choose(short=20, full=1_000)
     chaos.load(f"{rate} msg/s over {2 * rooms} sessions for {seconds:.0f} s")
     parts = await houses.build(mariadb.url, hosts=2, gateways=2, supervised=True)
     elders = Elders(parts)
     async with Crowd(parts) as visitors:
         await visitors.furnish(8)
-        await visitors.talk(50, 2.0)
+        await visitors.talk(50, 1.0)
         await visitors.settle()
     await asyncio.sleep(1.0)
     await elders.remember()
@@ -181,7 +181,7 @@ async def test_a_long_day(chaos: Chaos, houses: Houses, nats: Nats, mariadb: Mar
 @pytest.mark.timeout(3600)
 async def test_a_gateway_that_slept(chaos: Chaos, houses: Houses, tmp_store: str):
     """It wakes with commands in its sockets that have long been sent again elsewhere, to sessions that have long gone."""
-    times, sleep_s = chaos.repeats(short=1, full=20), chaos.seconds(short=7.0, full=45.0)
+    times, sleep_s = chaos.repeats(short=1, full=20), chaos.seconds(short=5.0, full=45.0)
     rate, rooms = chaos.choose(short=80, full=500), chaos.choose(short=20, full=1_000)
     chaos.load(f"{rate} msg/s over {2 * rooms} sessions")
     parts = await houses.build(tmp_store, hosts=2, gateways=2)
