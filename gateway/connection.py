@@ -79,6 +79,11 @@ class Connection:
         if not self._session.closed:
             self._board.schedule(self)
 
+    def take_no_more(self) -> None:
+        """Read no further commands; what is under way is answered. For who is about to be sent elsewhere."""
+        if not self._session.closed:
+            self._transport.pause_reading()
+
     def disconnect(self, why: Disconnect) -> None:
         """Close with a code; what is queued goes out first, as far as the socket takes it."""
         self._perform(self._session.close(why))

@@ -22,8 +22,9 @@ from websockets.typing import Subprotocol
 from domain.ports import Broker, Clock, Metrics, ReadModels, Router, StreamReader, TokenVerifier
 from gateway import codes
 from gateway.connection import Connection
+from gateway.door import Door, close_listeners, turn_away
 from gateway.settings import GatewaySettings
-from gateway.switchboard import Switchboard
+from gateway.switchboard import Peer, Switchboard
 
 PATH = "/connection/websocket"
 LIVE_PATH = "/health/live"
@@ -63,9 +64,11 @@ class WebSocketTransport(ServerConnection):
     """A WebSocket as `connection.Transport`. Messages bypass the library's queue of received frames."""
 
     peer: Connection | None = None
+    door: Door | None = None
     _parts: list[bytes] | None = None
     _cut: asyncio.TimerHandle | None = None
     _held_back = False
+    _refused = False
 
     @property
     def writable(self) -> bool:
@@ -112,6 +115,15 @@ class WebSocketTransport(ServerConnection):
         if self.peer is not None:
             self.peer.flush()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Beyond the gateway's limit the descriptor is given back at once, before anything is made for it."""
+        if self.door is not None and not self.door.enter():
+            self.door = None
+            self._refused = True
+            transport.abort()  # type: ignore[attr-defined]
+            return
+        super().connection_made(transport)
+
     def data_received(self, data: bytes) -> None:
         """Once either side has begun to close, a peer that keeps the TCP connection open is cut off."""
         super().data_received(data)
@@ -125,6 +137,11 @@ class WebSocketTransport(ServerConnection):
             self._data(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._refused:
+            return
+        if self.door is not None:
+            self.door.leave()
+            self.door = None
         super().connection_lost(exc)
         if self._cut is not None:
             self._cut.cancel()
@@ -206,6 +223,7 @@ class GatewayServer:
     ) -> None:
         self._settings = settings
         self._board = Switchboard(settings, router, broker, reader, read_models, verifier, clock, new_id, metrics)
+        self._door = Door(settings.max_connections, self._board.counts)
         self._server: Server | None = None
         self._frames = _Frames()
 
@@ -223,7 +241,7 @@ class GatewayServer:
             self._serve,
             settings.host,
             settings.port,
-            create_connection=WebSocketTransport,
+            create_connection=type("GatewayTransport", (WebSocketTransport,), {"door": self._door}),
             process_request=self._check,
             select_subprotocol=_select_subprotocol,
             compression="deflate" if settings.compression else None,
@@ -241,23 +259,30 @@ class GatewayServer:
 
     async def drain(self) -> None:
         """Stop accepting, and disconnect everybody with 4001, spread over `drain_s`, each when its commands are answered."""
-        if self._server is not None:
+        if self._server is not None and self._server.server.is_serving():
+            outside = close_listeners(self._server.server)
             self._server.close(close_connections=False)
+            self._board.spawn(turn_away(outside))
         board, steps = self._board, 20
         peers = list(board.peers)
         pause_s = min(self._settings.drain_s, len(peers) * _DRAIN_EACH_S) / steps
         for step in range(steps):
             for peer in peers[step::steps]:
-                if not peer.busy:
-                    peer.disconnect(codes.DRAINING)
+                self._send_elsewhere(peer)
             await asyncio.sleep(pause_s)
         patience = board.clock.monotonic_s() + self._settings.ask_timeout_s
         while board.peers and board.clock.monotonic_s() < patience:
             for peer in list(board.peers):
-                if not peer.busy:
-                    peer.disconnect(codes.DRAINING)
+                self._send_elsewhere(peer)
             await asyncio.sleep(0.01)
         for peer in list(board.peers):
+            peer.disconnect(codes.DRAINING)
+
+    def _send_elsewhere(self, peer: Peer) -> None:
+        """Now, or once its commands are answered; a client that never stops asking is not heard meanwhile."""
+        if peer.busy:
+            peer.take_no_more()
+        else:
             peer.disconnect(codes.DRAINING)
 
     async def stop(self) -> None:

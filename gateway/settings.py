@@ -19,6 +19,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
 
     max_sessions: int = 9_000
     """Connections of this gateway; further ones are answered 503."""
+    max_connections: int = 10_000
+    """Including those in their handshake; further ones are cut off at once. Each holds a file descriptor; 0 means no limit."""
     max_frame_bytes: int = 65_536
     max_depth: int = 32
     """Nesting of JSON in one frame."""
