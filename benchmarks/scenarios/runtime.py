@@ -200,14 +200,15 @@ def _cpu_s() -> float:
 @click.option("--outstanding", default=512, show_default=True, help="Commands that wait for their answer at any time.")
 @click.option("--seconds", default=5.0, show_default=True)
 @click.option("--cpu", type=int, help="Pin this process to one processor.")
-def main(url: str, conversations: int, outstanding: int, seconds: float, cpu: int | None) -> None:
+@click.option("--folder", "where", type=click.Path(file_okay=False, path_type=Path), help="Where SQLite is put.")
+def main(url: str, conversations: int, outstanding: int, seconds: float, cpu: int | None, where: Path | None) -> None:
     """Print the durable commands a second of one host."""
     if cpu is not None:
         os.sched_setaffinity(0, {cpu})
-    with tempfile.TemporaryDirectory(prefix="renoveasy-bench-", dir=str(Path.cwd())) as folder:
-        where = url or f"sqlite+aiosqlite:///{folder}/bench.db"
+    with tempfile.TemporaryDirectory(prefix="renoveasy-bench-", dir=where) as folder:
+        database = url or f"sqlite+aiosqlite:///{folder}/bench.db"
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            figures = runner.run(measure(where, conversations, outstanding, seconds))
+            figures = runner.run(measure(database, conversations, outstanding, seconds))
     click.echo(
         f"{figures.per_s:,.0f} commands/s, {figures.cpu_ms:.3f} CPU-ms each, p50 {figures.p50_ms:.1f} ms, "
         f"p99 {figures.p99_ms:.1f} ms, {figures.flush:.0f} a flush"
