@@ -5,6 +5,7 @@ at the start, and its commit has been synced when it returns. MariaDB/MySQL runs
 """
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -134,7 +135,7 @@ class Database:
             try:
                 await connection.commit()
             except DBAPIError as error:
-                raise OutcomeUnknown(str(error.orig)) from error
+                raise (StoreUnavailable if disk_full(error.orig) else OutcomeUnknown)(str(error.orig)) from error
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -234,6 +235,11 @@ def unavailable(error: DBAPIError | PendingRollbackError) -> StoreUnavailable:
     cause = error.orig if isinstance(error, DBAPIError) else None
     number = next(iter(cause.args), None) if cause is not None else None
     return (Contended if number == _DEADLOCK else StoreUnavailable)(str(cause or error))
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether SQLite found no room for a commit: its mark is written last, so nothing of it is in the log."""
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
