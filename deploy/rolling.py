@@ -17,7 +17,6 @@ from deploy import ray_actors
 from deploy.census import Beats, Census, settled
 from deploy.ray_local import connect
 from deploy.settings import Settings
-from deploy.wiring import start_part
 from domain.ports import BrokerUnavailable
 
 Role = Literal["host", "gateway"]
@@ -92,6 +91,8 @@ class Rolling:
                 await self._add(role, number)
 
     async def _add(self, role: Role, number: int) -> None:
+        from deploy.fleet import start_part  # brings everything that hosts and gateways are made of
+
         name = f"{role}-{number}"
         self._say(f"{name:<12}starting")
         await asyncio.to_thread(start_part, self._settings, role, number)

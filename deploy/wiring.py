@@ -1,14 +1,14 @@
 """The whole platform on a Ray cluster: which actors there are, started together and stopped in order."""
 
-from typing import Any, Final
+from typing import Final
 
 import ray
 from ray import serve
 
 from deploy import ray_actors
 from deploy.connections import keys_folder
-from deploy.gateway_part import GatewayPart
-from deploy.host_part import HostPart, PlacementPart
+from deploy.fleet import start_part
+from deploy.host_part import PlacementPart
 from deploy.rest_part import REST, rest_deployment
 from deploy.settings import Settings
 from storage.tokens import SigningKeys
@@ -26,14 +26,6 @@ class Cluster:
         for names in (ray_actors.names("gateway"), ray_actors.names("host"), ["placement"]):
             stopping = [ray.get_actor(name).stop.remote() for name in names]
             ray.wait(stopping, num_returns=len(stopping), timeout=STOP_LIMIT_S)
-
-
-def start_part(settings: Settings, role: str, number: int) -> Any:
-    """The handle of the host or gateway of that number; it may not work yet."""
-    name = f"{role}-{number}"
-    if role == "host":
-        return ray_actors.start(ray_actors.Host, settings, name, HostPart)
-    return ray_actors.start(ray_actors.Gateway, settings, name, GatewayPart)
 
 
 def start_cluster(settings: Settings) -> Cluster:
