@@ -38,6 +38,11 @@ def _numbers(_context: click.Context, parameter: click.Parameter, text: str | No
 @click.option("--database", type=click.Choice(("sqlite", "mariadb")), default="sqlite", show_default=True)
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE",
               help="A setting of the platform without RENOVEASY_, such as hosts=1.")  # fmt: skip
+@click.option("--flush-seconds", type=click.FloatRange(1, 600), help="flush: length.  [default: 5]")
+@click.option("--database-url", default="",
+              help="flush: a database that runs already; rows are added to it that mean nothing.")  # fmt: skip
+@click.option("--profile", default="", type=click.Path(dir_okay=False),
+              help="flush: where py-spy puts a profile: a flame graph for .svg, else its raw format.")  # fmt: skip
 @click.option("--url", default="", help="Measure a platform that runs already, such as http://127.0.0.1:8000.")
 @click.option("--ws-url", default="", help="Its WebSocket, where that is not known from its data folder.")
 @click.option("--server-cpus", callback=_numbers, help="Processors of all servers.  [default: the first]")
@@ -48,19 +53,21 @@ def _numbers(_context: click.Context, parameter: click.Parameter, text: str | No
 def main(
     scenarios: tuple[str, ...], quick: bool, rounds: int | None, rates: tuple[int, ...] | None, seconds: float | None,
     pairs: int | None, sessions: int | None, hold: float, connections: int, database: str, settings: tuple[str, ...],
+    flush_seconds: float | None, database_url: str, profile: str,
     url: str, ws_url: str, server_cpus: tuple[int, ...] | None, generator_cpus: tuple[int, ...] | None,
     folder: Path | None, results: Path,
 ) -> None:  # fmt: skip
-    """Measure SCENARIOS: idle (B3), chat (B1), rest (B6); all of them by default.
+    """Measure SCENARIOS: flush, idle (B3), chat (B1), rest (B6); all of them by default.
 
     Each round starts a platform of its own on an empty database, all its servers on one processor, and measures it from
     another; about 5 minutes, or 90 s with --quick. What the figures mean is in docs/benchmarks.md.
     """
     if sys.platform != "linux":
         raise click.ClickException("the bench needs Linux")
-    if url and (not scenarios or "idle" in scenarios):
-        scenarios = tuple(name for name in scenarios or SCENARIOS if name != "idle")
-        click.echo("B3 is left out: memory is only compared on a platform that has held no sessions yet")
+    if url and (not scenarios or {"idle", "flush"} & set(scenarios)):
+        scenarios = tuple(name for name in scenarios or SCENARIOS if name not in ("idle", "flush"))
+        click.echo("B3 and flush are left out: memory is only compared on a platform that has held no sessions yet,")
+        click.echo("and flushes are measured without a platform")
     try:
         known = from_environment()
     except SettingsError as error:
@@ -75,8 +82,11 @@ def main(
         hold_s=hold,
         connections=connections,
         rest_s=2.0 if quick else 2.5,
+        flush_s=flush_seconds or (2.0 if quick else 5.0),
         floors_s=1.0 if quick else 1.5,
         database=database,
+        database_url=database_url,
+        profile=profile,
         platform=dict(_pair(text) for text in settings),
         url=url,
         ws_url=ws_url,

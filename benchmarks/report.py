@@ -17,6 +17,7 @@ from benchmarks.summary import (
     builtins,
     chat_summary,
     floors_summary,
+    flush_summary,
     idle_summary,
     ratios,
     rest_faults,
@@ -58,7 +59,7 @@ class Progress:
     def tables(self, rounds: Sequence[Round]) -> None:
         """Everything that was measured."""
         self._clear()
-        for table, faults in (_floors(rounds), _idle(rounds), _chat(rounds), _rest(rounds)):
+        for table, faults in (_floors(rounds), _flush(rounds), _idle(rounds), _chat(rounds), _rest(rounds)):
             if table is None:
                 continue
             self._console.print()
@@ -100,6 +101,24 @@ def _floors(rounds: Sequence[Round]) -> Shown:
     cpu = shown(figures["echo_cpu_s_per_1000"], 3)  # seconds per 1,000 are milliseconds each
     table.add_row("echo on websockets", shown(figures["echo_p50_ms"], 2), shown(figures["echo_p99_ms"], 2), cpu)
     return table, {"floors": [f"round {r.number} {t}" for r in rounds if r.floors for t in r.floors.faults]}
+
+
+def _flush(rounds: Sequence[Round]) -> Shown:
+    found = [each.flush for each in rounds if each.flush]
+    if not found:
+        return None, {}
+    figures = flush_summary(rounds)
+    columns = ("events/s", "flush p50 ms", "p99 ms", "CPU-ms an event", "the server's")
+    table = _table("Flushes of 256 events with their projections, one after the other", "", *columns)
+    table.add_row(
+        found[0].database,
+        shown(figures["events_per_s"], 0),
+        shown(figures["flush_p50_ms"]),
+        shown(figures["flush_p99_ms"]),
+        shown(figures["client_cpu_ms"], 3),
+        shown(figures["server_cpu_ms"], 3),
+    )
+    return table, {"flush": [f"round {r.number} {t}" for r in rounds if r.flush for t in r.flush.faults]}
 
 
 def _idle(rounds: Sequence[Round]) -> Shown:
@@ -178,6 +197,8 @@ def save(
 ) -> list[Path]:
     """Write a file per scenario that was measured, named after the date; returns them. None is ever written over."""
     found: list[tuple[str, str, Any]] = []
+    if any(each.flush for each in rounds):
+        found.append(("flush", "flush", flush_summary(rounds)))
     if any(each.idle for each in rounds):
         found.append(("idle", "B3", idle_summary(rounds)))
     if any(each.chat for each in rounds):
@@ -209,5 +230,5 @@ def save(
 
 def _of(each: Round, scenario: str) -> dict[str, Any]:
     whole: dict[str, Any] = builtins(each)
-    others = {"idle", "chat", "rest"} - {scenario}
+    others = {"flush", "idle", "chat", "rest"} - {scenario}
     return {name: value for name, value in whole.items() if name not in others}

@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import signal
+import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -17,17 +18,18 @@ from benchmarks import machine, report, target
 from benchmarks.load.http import HttpFailed
 from benchmarks.load.sockets import SocketFailed
 from benchmarks.machine import Meter
-from benchmarks.mariadb import MariaDbFailed
+from benchmarks.mariadb import MariaDb, MariaDbFailed
 from benchmarks.people import Person, logged_in
 from benchmarks.scenarios import floors
 from benchmarks.scenarios.chat import Chat
+from benchmarks.scenarios.flush import flush_step
 from benchmarks.scenarios.idle import idle
 from benchmarks.scenarios.rest import KINDS, Rest
 from benchmarks.summary import Round
 from benchmarks.target import Target, TargetFailed
 from deploy.settings import Settings
 
-SCENARIOS: Final = ("idle", "chat", "rest")
+SCENARIOS: Final = ("flush", "idle", "chat", "rest")
 AT_REST_S: Final = 2.0
 _HOPELESS_MS: Final = 1_000.0
 """Beyond this p99 no higher rate is tried."""
@@ -46,8 +48,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     hold_s: float
     connections: int
     rest_s: float
+    flush_s: float
     floors_s: float
     database: str
+    database_url: str
+    """For the flush only: a database that runs already, and may be filled with nonsense."""
+    profile: str
     platform: dict[str, str]
     """Settings of the platform, by name without the prefix."""
     url: str
@@ -120,6 +126,10 @@ def _round(plan: Plan, settings: Settings, number: int, rounds: list[Round], pro
         progress.begin(f"{name}: floors")
         servers = set(plan.server_cpus) or os.sched_getaffinity(0)
         found.floors = _on_generator(plan, lambda: floors.floors(folder, servers, plan.floors_s))
+    if "flush" in plan.scenarios:
+        _flush(plan, found, name, progress)
+    if set(plan.scenarios) == {"flush"}:
+        return
     with ExitStack() as stack:
         if plan.url:
             at = target.running(plan.url, plan.ws_url, settings)
@@ -136,6 +146,29 @@ def _round(plan: Plan, settings: Settings, number: int, rounds: list[Round], pro
         _on_generator(plan, lambda: _measure(plan, at, found, name, progress))
         if at.own:
             progress.begin(f"{name}: stopping")
+
+
+def _flush(plan: Plan, found: Round, name: str, progress: report.Progress) -> None:
+    """The store alone: without a platform around it."""
+    title = f"{name}: flushes"
+    progress.begin(f"{title} to {plan.database}")
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="renoveasy-bench-", dir=plan.folder)))
+        url, server, kind = plan.database_url, None, plan.database
+        if url:
+            kind = url.partition(":")[0]
+        elif plan.database == "mariadb":
+            database = stack.enter_context(MariaDb(folder / "mariadb", target.free_ports(1)[0]))
+            url, server = database.url, database.pid
+            if plan.pinned:
+                machine.pin([server], set(plan.server_cpus))
+        else:
+            url = f"sqlite+aiosqlite:///{folder / 'bench.db'}"
+        profile = Path(plan.profile) if plan.profile else None
+        found.flush = _on_generator(plan, lambda: flush_step(url, kind, server, plan.flush_s, profile))
+    step = found.flush
+    server_cpu = "" if step.server_cpu_ms is None else f" and {step.server_cpu_ms:.3f}"
+    progress.say(f"{title}: {step.events_per_s:,.0f} events a second, {step.client_cpu_ms:.3f}{server_cpu} CPU-ms each")
 
 
 def _on_generator(plan: Plan, work: Callable[[], Awaitable[T]]) -> T:
@@ -165,7 +198,7 @@ async def _measure(plan: Plan, at: Target, found: Round, name: str, progress: re
 
 async def _people(plan: Plan, at: Target, name: str, progress: report.Progress) -> list[Person]:
     counts = {"idle": plan.sessions, "chat": 2 * plan.pairs, "rest": plan.connections}
-    count = max(counts[scenario] for scenario in plan.scenarios)
+    count = max(counts[scenario] for scenario in plan.scenarios if scenario in counts)
     progress.begin(f"{name}: {count:,} users log in")
     return await logged_in(at, count)
 

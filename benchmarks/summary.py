@@ -8,6 +8,7 @@ import msgspec
 from benchmarks.figures import Latency, Spread, highest_sustained, spread
 from benchmarks.scenarios.chat import ChatStep
 from benchmarks.scenarios.floors import Floors
+from benchmarks.scenarios.flush import FlushStep
 from benchmarks.scenarios.idle import Idle
 from benchmarks.scenarios.rest import RestStep
 
@@ -26,6 +27,7 @@ class Round(msgspec.Struct):
     """Cores that the platform used before anybody connected, by role."""
     pinned: bool = False
     floors: Floors | None = None
+    flush: FlushStep | None = None
     idle: Idle | None = None
     chat: list[ChatStep] = []
     rest: list[RestStep] = []
@@ -115,6 +117,17 @@ def idle_summary(rounds: Sequence[Round]) -> Figures:
         "all_mib": spread([idle.all_mib for idle in found]),
         "connected_per_s": spread([idle.connected_per_s for idle in found]),
         "idle_cpu": spread([idle.idle_cpu for idle in found]),
+    }
+
+
+def flush_summary(rounds: Sequence[Round]) -> Figures:
+    found = [each.flush for each in rounds if each.flush is not None]
+    return {
+        "events_per_s": spread([step.events_per_s for step in found]),
+        "flush_p50_ms": _of(found, lambda step: step.flush, "p50_ms"),
+        "flush_p99_ms": _of(found, lambda step: step.flush, "p99_ms"),
+        "client_cpu_ms": spread([step.client_cpu_ms for step in found]),
+        "server_cpu_ms": spread([step.server_cpu_ms for step in found]),
     }
 
 
