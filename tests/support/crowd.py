@@ -637,10 +637,18 @@ class Crowd:
             message.absent = not answer.known
 
     async def all_online(self, limit_s: float = 60.0) -> None:
-        """Return when every device is connected and subscribed. Raises TimeoutError."""
-        async with asyncio.timeout(limit_s):
-            while not all(device.online for device in self.devices):
-                await asyncio.sleep(0.02)
+        """Return when every device is connected and subscribed.
+
+        Raises:
+            AssertionError: not in time; says who is not, and what everybody was told.
+        """
+        deadline_s = perf_counter() + limit_s
+        while absent := [device.name for device in self.devices if not device.online]:
+            told = dict(self.evidence.errors)
+            assert perf_counter() < deadline_s, (
+                f"{len(absent)} of {len(self.devices)} are not online: {absent[:5]}, {told}"
+            )
+            await asyncio.sleep(0.02)
 
     async def reconnected(self, limit_s: float = 30.0) -> None:
         """Return when the hosts answer again. Raises TimeoutError."""

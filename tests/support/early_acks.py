@@ -13,7 +13,8 @@ class EarlyAcks(GroupCommit):
     """Says yes at once, commits later."""
 
     def add(self, pending: Pending) -> None:
-        if pending.outcome.turn is not None:
+        turn = pending.outcome.turn
+        if turn is not None and turn.entries and turn.entries[0].type == "message.posted":
             self._owner.answer(pending.reply, pending.outcome.answer)
             pending.reply = ""
         super().add(pending)
