@@ -2,7 +2,7 @@
 # Installs what the project needs, and does nothing where it is installed already.
 #   run      .venv with the pinned packages and the project
 #   dev      the same with the tools and libraries of the tests
-#   servers  what the tests start beside Python: MariaDB from the system's packages, the JavaScript clients from npm
+#   servers  what the tests use beside Python: MariaDB and nftables from the system's packages, JavaScript clients from npm
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -87,6 +87,13 @@ install_mariadb() {
     say "MariaDB could not be installed (no root, or no such package): its tests will be skipped"
 }
 
+install_nftables() {
+  PATH=$PATH:/usr/sbin
+  if command -v nft >/dev/null 2>&1 || [ "$(id -u)" != 0 ]; then return; fi
+  say "installing nftables from the system's packages, for the tests that cut networks (in namespaces of their own)"
+  apt_install nftables || say "nftables could not be installed: the tests that cut networks will be skipped"
+}
+
 install_clients() {
   local folder=tests/gateway_clients
   [ -f "$folder/package-lock.json" ] || return 0
@@ -101,6 +108,6 @@ install_clients() {
 case ${1:-} in
   run) install_packages requirements.txt run ;;
   dev) install_packages requirements-dev.txt dev ;;
-  servers) install_mariadb; install_clients ;;
+  servers) install_mariadb; install_nftables; install_clients ;;
   *) die "usage: deploy/install.sh run|dev|servers" ;;
 esac
