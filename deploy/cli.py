@@ -203,7 +203,7 @@ def doctor() -> None:
     findings = asyncio.run(examine(settings_or_exit()))
     table = Table(box=None, pad_edge=False)
     for column in ("", "", "", "what to do"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for finding in findings:
         table.add_row(f"[{colours[finding.verdict]}]{finding.verdict}", finding.name, finding.what, finding.advice)

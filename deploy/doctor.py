@@ -11,8 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
 
+import msgspec
+import psutil
+
 from deploy import runtime
 from deploy.settings import Settings, key_of
+from domain.ids import PARTITIONS
+from domain.policy import DEFAULT_POLICY
+from domain.ports import BrokerUnavailable
 
 if TYPE_CHECKING:
     from storage.engine import Database
@@ -21,6 +27,8 @@ MIN_FILES: Final = 4_096
 MIN_DISK_BYTES: Final = 2 << 30
 MIN_SHM_BYTES: Final = 64 << 20
 TIMEOUT_S: Final = 5.0
+SETTLE_S: Final = 2.0
+"""Partitions that move just now are owned again within this."""
 
 
 class Finding(NamedTuple):
@@ -42,8 +50,11 @@ async def examine(settings: Settings) -> list[Finding]:
         *_data_folder(settings),
         _shared_memory(),
         *_ports(settings, running is not None),
+        _caps(settings),
+        _policy(actual),
+        _paused_hosts(actual),
     ]
-    for check in (_database, _nats, _redis):
+    for check in (_database, _nats, _redis, _hosts):
         findings += await _guarded(check, settings, actual, running is not None)
     return findings
 
@@ -114,6 +125,32 @@ def _ports(settings: Settings, running: bool) -> list[Finding]:
     return findings
 
 
+def _caps(settings: Settings) -> Finding:
+    """Whether what hosts may keep live fits into the machine, beside everything else."""
+    wanted, there = settings.hosts * settings.host_activations_bytes, psutil.virtual_memory().total
+    what = f"up to {wanted >> 20:,} MiB of activations in {settings.hosts} hosts, {there >> 20:,} MiB of memory"
+    if wanted > there / 2:
+        return Finding("memory", "warn", what, f"lower {key_of('host_activations_bytes')} or {key_of('hosts')}")
+    return Finding("memory", "ok", what)
+
+
+def _policy(settings: Settings) -> Finding:
+    changed = {
+        name: value
+        for name in DEFAULT_POLICY.__struct_fields__
+        if (value := getattr(settings.policy, name)) != getattr(DEFAULT_POLICY, name)
+    }
+    what = ", ".join(f"{name} = {msgspec.json.encode(value).decode()}" for name, value in changed.items())
+    return Finding("policy", "ok", what or "the default")
+
+
+def _paused_hosts(settings: Settings) -> Finding:
+    if settings.end_paused_hosts == "on":
+        return Finding("hosts that hang", "ok", "are ended and started anew")
+    advice = f"set {key_of('end_paused_hosts')} to on, unless a debugger stops them on purpose"
+    return Finding("hosts that hang", "warn", "are taken over and left where they are", advice)
+
+
 Check = Callable[[Settings, Settings, bool], Awaitable[list[Finding]]]
 
 
@@ -179,6 +216,26 @@ async def _redis(given: Settings, actual: Settings, running: bool) -> list[Findi
     finally:
         await client.aclose()
     return [Finding("redis", "ok", "answers")]
+
+
+async def _hosts(given: Settings, actual: Settings, running: bool) -> list[Finding]:
+    """Whether the hosts of the running platform own everything between them."""
+    from deploy.census import Census, settled
+
+    if not running:
+        return []
+    try:
+        async with Census(actual) as census:
+            well = await census.until(settled, SETTLE_S)
+            beats = census.beats()
+    except BrokerUnavailable:
+        return [Finding("hosts", "fail", "cannot be heard", "NATS must answer first")]
+    owned = ", ".join(f"{name} owns {beat.owned}" for name, beat in beats.items()) or "none is heard"
+    if well:
+        return [Finding("hosts", "ok", owned)]
+    return [
+        Finding("hosts", "fail", f"{owned}, of {PARTITIONS} partitions", "look at `renoveasy ps` and the hosts' logs")
+    ]
 
 
 async def _first_line(url: str, default_port: int, hello: bytes, *, tls: bool) -> bytes:

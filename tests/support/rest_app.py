@@ -13,6 +13,7 @@ from domain.aggregate import WorkerProfile
 from domain.commands import Command, Query, Signal
 from domain.errors import Code, Refusal
 from domain.ids import uuid7
+from domain.orders import ORDERS
 from domain.ports import Device, DeviceSession, Identity, NoMetrics, Page, StreamRecord, User
 from serve_apps.integrations.sandbox import SandboxSms
 from serve_apps.rest import build_app
@@ -284,6 +285,7 @@ class World:
         self.reads: Any = EmptyReads()
         self.reader: Any = self.reads
         self.records: Any = MemoryRecords()
+        self.orders = ORDERS
         self.checks: dict[str, Any] = {}
         self.settings = RestSettings(otp_pepper=b"p" * 32, webhook_secret=b"w" * 32, **settings)
 
@@ -300,6 +302,7 @@ class World:
             read_models=self.reads,
             reader=self.reader,
             records=self.records,
+            orders=self.orders,
             otp=self.otp,
             limiter=self.limiter,
             outbox=self.outbox,
