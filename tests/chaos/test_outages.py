@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import socket
+import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
@@ -22,7 +23,7 @@ from domain.ports import StoreUnavailable
 from storage.engine import Database, migrate
 from tests.chaos.conftest import Chaos, Houses, needs_mariadb
 from tests.support.crowd import Crowd, Device, log_in
-from tests.support.oracle import ack_seconds, judge, read_log, spread
+from tests.support.oracle import Fault, ack_seconds, judge, read_log, spread
 from tests.support.parts import Parts
 from tests.support.servers import MariaDb, Nats, Valkey
 
@@ -270,6 +271,44 @@ async def test_the_database_goes_and_comes_back(chaos: Chaos, houses: Houses, ma
     await judged(chaos, crowd, parts, outages, onlooker, growth)
 
 
+LOCKER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.catalogue("R6s", "SQLite: locked by another program")
+@pytest.mark.timeout(3600)
+async def test_another_program_locks_the_database_file(chaos: Chaos, houses: Houses, tmp_store: str):
+    times, seconds = chaos.repeats(short=1, full=20), chaos.seconds(short=6.0, full=30.0)
+    chaos.load("60 writes/s over 20 conversations")
+    parts = await houses.build(tmp_store, hosts=2, gateways=1)
+    crowd: Crowd = await houses.enter(Crowd(parts))
+    await crowd.furnish(20)
+    onlooker: Onlooker = await houses.enter(Onlooker(crowd))
+    outages: list[Outage] = []
+
+    async def lock() -> None:
+        path = tmp_store.partition(":///")[2]
+        locker = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", LOCKER, path, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        assert locker.stdout is not None
+        await locker.stdout.readline()
+        await asyncio.sleep(seconds)
+        locker.kill()
+        await locker.wait()
+
+    growth = Growth(parts)
+    work = again_and_again(chaos, crowd, outages, times, (lock,))
+    await crowd.talk(60, 0.0, lambda: watched(work(), growth))
+    await judged(chaos, crowd, parts, outages, onlooker, growth)
+    assert onlooker.between(outages[0].began_s, outages[0].ended_s), "reads from live conversations go on"
+
+
 # --- R5: the broker ----------------------------------------------------------------------------------------------
 
 
@@ -339,6 +378,40 @@ async def test_the_broker_goes_and_comes_back(chaos: Chaos, houses: Houses, tmp_
     assert not listener.lost_because
     assert all(device.connections == 1 for device in crowd.devices if isinstance(device, Device))
     assert listener.told == ["service.degraded", "service.restored"] * len(outages)
+
+
+async def heard_in_part(chaos: Chaos, houses: Houses, url: str, audit_s: float) -> tuple[list[Fault], Counter[str]]:
+    """Talk through a gateway that loses every fifth delivery without a sign; what the judge says, and what it counted."""
+    seconds = chaos.seconds(short=4.0, full=60.0)
+    planted = {"PART_WIRING": "tests.support.lossy_ears:plant", "LOSSY_AUDIT_S": str(audit_s)}
+    parts = await houses.build(url, hosts=1, gateways=1, environments={"gateway-0": planted})
+    crowd: Crowd = await houses.enter(Crowd(parts))
+    await crowd.furnish(30)
+    await crowd.talk(60, seconds)
+    await crowd.settle(limit_s=10.0 if audit_s else 1.0)
+    counted = Counter((await parts.parts["gateway-0"].stats())["metrics"])
+    return judge(crowd.evidence, await read_log(url), crowd.commits()), counted
+
+
+@pytest.mark.catalogue("R5l", "the broker loses every fifth delivery and tells nobody")
+@pytest.mark.timeout(300)
+async def test_what_the_broker_loses_without_a_sign_is_found_and_fetched(chaos: Chaos, houses: Houses, tmp_store: str):
+    faults, counted = await heard_in_part(chaos, houses, tmp_store, audit_s=1.0)
+    missed, silent = counted["gateway_missed_events"], counted["gateway_silent_losses"]
+    chaos.record(missed=missed, silent=silent, faults=len(faults))
+    assert faults == []
+    assert missed > 10
+    assert silent > 0
+
+
+@pytest.mark.catalogue("R5l-", "negative control: the same, and nobody compares heads")
+@pytest.mark.timeout(300)
+async def test_without_comparing_heads_the_last_event_of_a_stream_would_be_lost(
+    chaos: Chaos, houses: Houses, tmp_store: str
+):
+    faults, _ = await heard_in_part(chaos, houses, tmp_store, audit_s=0.0)
+    chaos.record(faults=len(faults))
+    assert {fault.promise for fault in faults} == {"L"}
 
 
 # --- R7: Redis ---------------------------------------------------------------------------------------------------
