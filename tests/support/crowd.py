@@ -698,7 +698,7 @@ def commits_of(parts: Parts) -> dict[str, list[tuple[int, int, int]]]:
     return found
 
 
-async def log_in(ground: Ground, users: Sequence[str]) -> list[str]:
+async def log_in(ground: Ground, users: Sequence[str], life_s: int = TOKEN_LIFE_S) -> list[str]:
     """An access token for each user, as a login would give it: the same rows, the platform's own key."""
     keys = await asyncio.to_thread(SigningKeys.open, ground.folder / "keys")
     issuer, database, now_ms = JwtIssuer(keys), Database(ground.database_url), SystemClock().now_ms()
@@ -707,8 +707,8 @@ async def log_in(ground: Ground, users: Sequence[str]) -> list[str]:
 
     async def open_one(user: str) -> None:
         session = DeviceSession(str(uuid_utils.uuid7()), user, LoginDevice("chaos", "chaos", "python"), now_ms, now_ms)
-        await sessions.open(session, issuer.hash(issuer.refresh()), now_ms + TOKEN_LIFE_S * 1000)
-        tokens[user] = issuer.access(user, session.id, now_ms, TOKEN_LIFE_S)
+        await sessions.open(session, issuer.hash(issuer.refresh()), now_ms + life_s * 1000)
+        tokens[user] = issuer.access(user, session.id, now_ms, life_s)
 
     try:
         await _each(users, open_one)
