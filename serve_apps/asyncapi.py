@@ -41,9 +41,17 @@ class SessionRevoked(msgspec.Struct, tag="session.revoked"):
     session_id: Uuid
 
 
+class ServiceDegraded(msgspec.Struct, tag="service.degraded"):
+    """A hint: a part of the platform is away; live events may be late, and writes may have to be sent again."""
+
+
+class ServiceRestored(msgspec.Struct, tag="service.restored"):
+    """A hint: that is over. Missed events follow by themselves; missed hints do not, so call `sync`."""
+
+
 _CONVERSATION: Final = (*get_args(chat.ChatEvent), chat.Typing)
 _ORDER: Final = (*get_args(order_events.AnyEvent), Position)
-_USER: Final = (chat.ConversationActivity, OrderActivity, SessionRevoked)
+_USER: Final = (chat.ConversationActivity, OrderActivity, SessionRevoked, ServiceDegraded, ServiceRestored)
 _SENT: Final = tuple(wire.SEND_TYPES.values())
 _CHANNELS: Final = (
     ("conversation", "conversation:{conversation_id}", _CONVERSATION, "A conversation's stream, for its members."),
