@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -62,10 +63,11 @@ async def snapshots(connection: AsyncConnection, sql: Preparer, streams: Sequenc
 
 async def tails(connection: AsyncConnection, sql: Preparer, after: Sequence[tuple[str, int]]) -> list[Entry]:
     """Everything that follows the offset given for each stream, by offset."""
-    found: list[Entry] = []
-    for piece in wide(after):
-        values = numbered(s=[stream for stream, _ in piece], o=[offset for _, offset in piece])
-        found += [Entry(*row) for row in await fetch(connection, sql.prepare(_tails, len(piece)), values)]
+    if not after:
+        return []
+    values = {"marks": msgspec.json.encode(after).decode()}
+    found = [Entry(*row) for row in await fetch(connection, sql.over_marks(_tails), values)]
+    found.sort(key=_place)
     return found
 
 
@@ -109,6 +111,10 @@ def follow(entries: list[Entry], rows: dict[tuple[str, int], Entry]) -> None:
         if following.command_hash is None or following.command_hash != first.command_hash:
             return
         entries.append(following)
+
+
+def _place(entry: Entry) -> tuple[str, int]:
+    return entry.stream, entry.offset
 
 
 async def partition_rows(
@@ -194,9 +200,15 @@ def _snapshots(width: int) -> Any:
     )
 
 
-def _tails(width: int) -> Any:
-    terms = (sa.and_(_log.stream == sa.bindparam(f"s{n}"), _log.offset > sa.bindparam(f"o{n}")) for n in range(width))
-    return sa.select(*_COLUMNS).where(sa.or_(*terms)).order_by(_log.stream, _log.offset)
+def _tails(marks: Any) -> Any:
+    following = sa.and_(_log.stream == marks.c.stream, _log.offset > marks.c.mark)
+    # In this order, whatever either of them seems to hold.
+    return (
+        sa.select(*_COLUMNS)
+        .prefix_with("STRAIGHT_JOIN", dialect="mysql")
+        .select_from(marks)
+        .join(t.partition_log, following)
+    )
 
 
 def _first_rows(width: int) -> Any:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 WIDEST = 128
 """The most terms that one statement repeats; more are split."""
@@ -48,6 +50,26 @@ class Preparer:
             made = self._made[key] = self._compile(build(width), None)
         return made
 
+    def over_marks(self, build: Callable[[Any], Any]) -> Prepared:
+        """The statement that `build` makes over a table (stream, mark) whose rows come as one parameter `marks`: JSON.
+
+        One text serves any number of streams, and MariaDB looks each up once: for a wide OR of ranges it first goes down
+        the index for both ends of every range, to guess how many rows there are.
+        """
+        if (made := self._made.get((build, 0))) is None:
+            made = self._made[build, 0] = self._compile(build(self._marks()), None)
+        return made
+
+    def _marks(self) -> Any:
+        given: Any = sa.bindparam("marks")
+        if self._dialect.name != "sqlite":
+            return _MarksTable(given).table_valued("stream", "mark", name="marks")
+        each = sa.func.json_each(given).table_valued("value")
+        parts = (sa.func.json_extract(each.c.value, sa.literal_column(f"'$[{n}]'")) for n in range(2))
+        return sa.select(*(part.label(name) for part, name in zip(parts, ("stream", "mark"), strict=True))).subquery(
+            "marks"
+        )
+
     def insert(self, table: sa.Table) -> Prepared:
         """Insert rows given as tuples in the order of the table's columns."""
         if (made := self._made.get((table, 0))) is None:
@@ -77,6 +99,17 @@ class Preparer:
         assert columns is None or list(names) == columns, f"{names} are not the columns of {table}"
         constants = {name: value for name, value in compiled.params.items() if value is not None}
         return Prepared(str(compiled), names, constants)
+
+
+class _MarksTable(FunctionElement[Any]):
+    name = "json_table"
+    inherit_cache = False
+
+
+@compiles(_MarksTable)
+def _marks_table(element: _MarksTable, compiler: Any, **options: Any) -> str:
+    columns = "stream VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]', mark BIGINT PATH '$[1]'"
+    return f"JSON_TABLE({compiler.process(element.clauses, **options)}, '$[*]' COLUMNS ({columns}))"
 
 
 async def run(connection: AsyncConnection, statement: Prepared, rows: Sequence[tuple[Any, ...]]) -> None:
