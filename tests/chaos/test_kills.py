@@ -9,6 +9,8 @@ import pytest
 from tests.chaos.conftest import Chaos, Houses
 from tests.support.crowd import Crowd
 from tests.support.oracle import (
+    TAKEOVER,
+    Row,
     ack_seconds,
     judge,
     quantile,
@@ -131,11 +133,16 @@ async def test_gateways_are_killed_under_load(chaos: Chaos, houses: Houses, tmp_
     assert resumed_s <= RESUMED_S
 
 
+def taken(rows: list[Row]) -> int:
+    """How often a partition was taken."""
+    return sum(row.type == TAKEOVER for row in rows)
+
+
 @pytest.mark.catalogue("R3q", "kill -9 of placement, then of a host while there is none")
 @pytest.mark.timeout(600)
 async def test_placement_is_killed_under_load(chaos: Chaos, houses: Houses, tmp_store: str):
     """Without placement nothing moves and everything works; a host that dies meanwhile is replaced when it is back."""
-    times = chaos.repeats(short=1, full=20)
+    times = chaos.repeats(short=2, full=20)
     chaos.load("50 msg/s over 20 conversations")
     parts = await houses.build(tmp_store, hosts=2, gateways=1, supervised=True, restart_after_s=0.5)
     crowd: Crowd = await houses.enter(Crowd(parts))
@@ -144,9 +151,14 @@ async def test_placement_is_killed_under_load(chaos: Chaos, houses: Houses, tmp_
     async def hurt() -> None:
         for number in range(times):
             await asyncio.sleep(1.0)
+            before = taken(await read_log(tmp_store))
             crowd.happened("kill placement")
             parts.kill("placement")
             if number % 2 == 0:
+                await asyncio.sleep(1.0)
+                await parts.settled(2)
+                assert taken(await read_log(tmp_store)) == before, "nothing moves because placement is replaced"
+            else:
                 victim = chaos.random.choice([host.name for host in parts.hosts if host.running])
                 crowd.happened(f"kill {victim}")
                 parts.kill(victim)

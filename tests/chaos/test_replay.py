@@ -2,8 +2,10 @@
 
 import asyncio
 import itertools
+import random
 from collections import defaultdict
 from collections.abc import Iterable
+from time import time
 
 import msgspec
 import pytest
@@ -11,6 +13,8 @@ import uuid_utils
 
 from domain.commands import Accepted, Actor, Command, canonical_json
 from domain.errors import Code, Refusal
+from domain.ids import uuid7
+from domain.times import HOUR_MS
 from tests.chaos.conftest import Chaos, Houses
 from tests.support.crowd import Crowd, log_in
 from tests.support.oracle import read_log
@@ -64,6 +68,12 @@ class Repeaters:
                 return Told(answer.offset, answer.at, answer.replayed)
 
 
+def an_id(number: int, chance: random.Random) -> str:
+    """Every other one was made two days ago, and has waited in an outbox: it may have been sent before all that is known."""
+    age_ms = 48 * HOUR_MS if number % 2 else 0
+    return uuid7(int(time() * 1000) - age_ms, chance.randbytes(10))
+
+
 def one_answer(answers: Iterable[Told]) -> list[str]:
     """What is wrong with all answers to one id: they name one offset, and one at most says that it did it."""
     told = list(answers)
@@ -90,7 +100,7 @@ async def test_an_id_has_one_effect_however_often_it_comes(chaos: Chaos, houses:
     tokens = await log_in(parts, [user] * 4)
     sockets = [await houses.enter(RpcSocket(parts.websocket, token)) for token in tokens]
     repeaters = Repeaters(parts, crowd, user, sockets)
-    messages = {str(uuid_utils.uuid7()): rooms[number % ROOMS] for number in range(count)}
+    messages = {an_id(number, chaos.random): rooms[number % ROOMS] for number in range(count)}
     answers: dict[str, list[Told]] = defaultdict(list)
 
     async def send(identifiers: list[str], rounds: str) -> None:
