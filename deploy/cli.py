@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import secrets
 import sys
 import time
@@ -69,7 +70,7 @@ def ps(as_json: bool) -> None:
     from deploy import registry, runtime
 
     settings = settings_or_exit()
-    running = runtime.read(settings.data_dir) if runtime.is_locked(settings.data_dir) else None
+    running = runtime.running(settings.data_dir)
     found = registry.processes(settings) if running else []
     if running:
         from deploy.census import with_hosts
@@ -142,7 +143,7 @@ def _roll(work: Callable[["Rolling"], Awaitable[str]]) -> None:
     from deploy import runtime
 
     settings = settings_or_exit()
-    running = runtime.read(settings.data_dir) if runtime.is_locked(settings.data_dir) else None
+    running = runtime.running(settings.data_dir)
     if running is None or running.state != "ready":
         fail(f"no platform is ready on the data folder {settings.data_dir} (RENOVEASY_DATA_DIR)")
     from deploy.ray_local import enter_environment
@@ -177,6 +178,56 @@ def migrate() -> None:
 
 
 @main.command()
+@click.argument("phone")
+@click.argument("role", type=click.Choice(["ops", "admin"]))
+def grant(phone: str, role: str) -> None:
+    """Give the account of a phone number (+8613800000000) a role; an account is made if there is none.
+
+    It counts from the next request on: roles come from the account, not from the token.
+    """
+    from deploy import runtime
+    from deploy.connections import SystemClock, new_id
+    from storage.accounts import SqlAccounts
+    from storage.engine import Database
+
+    async def give(url: str) -> str:
+        database = Database(url)
+        try:
+            accounts = SqlAccounts(database, SystemClock(), new_id)
+            user, _ = await accounts.find_or_create(phone, "en")
+            return ", ".join((await accounts.grant(user.id, role)).roles)
+        finally:
+            await database.close()
+
+    if not re.fullmatch(r"\+[1-9][0-9]{6,14}", phone):
+        fail(f"{phone} is not a phone number such as +8613800000000", USAGE_ERROR)
+    given = settings_or_exit()
+    running = runtime.running(given.data_dir)
+    settings = running.settings if running else given
+    try:
+        roles = asyncio.run(give(settings.database_url or f"sqlite+aiosqlite:///{settings.sqlite_path}"))
+    except Exception as error:
+        fail(f"the database cannot be used: {error}; `renoveasy migrate` makes its tables")
+    click.echo(f"{phone} has the roles {roles}")
+
+
+@main.command("rotate-keys")
+def rotate_keys() -> None:
+    """Sign access tokens with a new key from now on; those signed with the former ones stay valid."""
+    from deploy.connections import keys_folder
+    from storage.tokens import SigningKeys
+
+    folder = keys_folder(settings_or_exit())
+    if not folder.is_dir():
+        fail(f"there are no keys in {folder} yet: the first start makes one (RENOVEASY_DATA_DIR)")
+    keys = SigningKeys.rotate(folder)
+    click.echo(
+        f"key {keys.newest.kid} signs from now on; running processes know it already. When the former tokens have "
+        f"expired, in a quarter of an hour, delete the older files signing-*.pem in {folder}"
+    )
+
+
+@main.command()
 @click.option(
     "--pairs", default=2, show_default=True, type=click.IntRange(1, 50), help="Customers, each with a worker."
 )
@@ -188,7 +239,7 @@ def demo(pairs: int, fast: bool, seed: int | None) -> None:
     from deploy.demo import addresses_of, run_demo
 
     settings = settings_or_exit()
-    running = runtime.read(settings.data_dir) if runtime.is_locked(settings.data_dir) else None
+    running = runtime.running(settings.data_dir)
     sys.exit(run_demo(addresses_of(running.settings if running else settings), pairs, fast, seed))
 
 

@@ -42,7 +42,7 @@ class Finding(NamedTuple):
 
 async def examine(settings: Settings) -> list[Finding]:
     """All findings, in the order in which the platform needs the things."""
-    running = runtime.read(settings.data_dir) if runtime.is_locked(settings.data_dir) else None
+    running = runtime.running(settings.data_dir)
     actual = running.settings if running else settings
     findings = [
         _python(),

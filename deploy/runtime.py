@@ -107,6 +107,11 @@ def read(data_dir: Path) -> Runtime | None:
         return None
 
 
+def running(data_dir: Path) -> Runtime | None:
+    """What runs on the folder now; None where nothing does."""
+    return read(data_dir) if is_locked(data_dir) else None
+
+
 def write(runtime: Runtime) -> None:
     """Replace the runtime file; readers see the old one or the new one. It holds credentials: mode 0600."""
     path = runtime.settings.data_dir / FILE
