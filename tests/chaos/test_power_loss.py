@@ -4,18 +4,23 @@ Killing a process shows nothing of this, since what it has written stays in the 
 file system of its own, the image under it is copied while everybody stands still, and a new platform starts from the copy.
 """
 
+import asyncio
+import functools
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.conftest import Chaos, needs_mariadb
-from tests.support.disks import why_no_disks
-from tests.support.oracle import Fault, spread
-from tests.support.power_loss import Verdict, cut_off_first_start, revive, run_images
-from tests.support.stacks import STORES, StoreName
+from tests.support.callers import Caller, Callers, forgotten
+from tests.support.disks import Disk, why_no_disks
+from tests.support.oracle import Evidence, Fault, spread
+from tests.support.power_loss import Image, Verdict, cut_off_first_start, lose_power, revive, run_images
+from tests.support.stacks import STORES, Stack, StoreName, store_on
 
 IMAGES_OF_A_RUN = 10
 CONTROL_IMAGES = 3
+CALLERS = 16
+ANSWERS_BEFORE = 200
 
 
 @pytest.fixture(params=STORES)
@@ -80,3 +85,39 @@ async def test_a_first_start_that_lost_its_power_comes_up_the_next_time(chaos: C
     chaos.record(images=len(outcomes), cut_off=sum(outcome.tables < outcome.of for outcome in outcomes))
     failed = [f"with {o.tables} of {o.of} tables: {o.error}" for o in outcomes if o.error]
     assert not failed, "\n".join(failed)
+
+
+@pytest.mark.catalogue("R1", "power loss under REST, with a Redis and a NATS that come back empty")
+@pytest.mark.timeout(900)
+async def test_what_rest_has_answered_survives_with_redis_and_nats_empty(chaos: Chaos, kind: StoreName, tmp_path: Path):
+    """Accounts, device sessions, refresh tokens, keys and orders: none of it rests on what keeps nothing."""
+    if kind == "mariadb" and not chaos.full:
+        pytest.skip("on MariaDB in the full form alone")
+    images = chaos.repeats(short=1, full=10)
+    chaos.load(f"{CALLERS} people who log in and out, renew tokens, change their names, make and cancel orders")
+    taken: list[tuple[Image, list[Caller]]] = []
+    with Disk(512) as disk:
+        async with (
+            Stack(disk, store_on(disk, kind), rest=True) as stack,
+            Callers(stack.parts.rest, CALLERS, seed=images) as callers,
+        ):
+            for number in range(images):
+                await callers.until_answered(ANSWERS_BEFORE)
+                await asyncio.sleep(chaos.random.uniform(0.0, 0.2))
+                into = tmp_path / f"{kind}-{number}.image"
+                known: list[Caller] = []
+                note = functools.partial(callers.tell, known)
+                taken.append((await lose_power(stack, Evidence(), into, running=False, at=note), known))
+    faults: list[str] = []
+    for image, known in taken:
+        with Disk(image=image.path) as disk:
+            async with Stack(disk, store_on(disk, kind), rest=True) as stack:
+                faults += await forgotten(stack.parts.rest, known)
+        chaos.tell(f"{kind}: {len(faults)} things forgotten so far")
+    chaos.record(
+        images=images,
+        answers=callers.answers,
+        orders=sum(len(person.orders) for _, known in taken for person in known),
+        forgotten=len(faults),
+    )
+    assert not faults, "\n".join(faults[:20])

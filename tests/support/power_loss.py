@@ -32,8 +32,10 @@ class Image(NamedTuple):
     """Acknowledgements in the second before."""
 
 
-async def lose_power(stack: Stack, evidence: Evidence, into: Path, *, running: bool) -> Image:
-    """Copy the disk; afterwards everybody goes on as if nothing had been.
+async def lose_power(
+    stack: Stack, evidence: Evidence, into: Path, *, running: bool, at: Callable[[], None] | None = None
+) -> Image:
+    """Copy the disk; afterwards everybody goes on as if nothing had been. `at` is called when they have stopped.
 
     Running processes are caught in the middle of what they write, stopped ones have been allowed to finish the system
     call that they were in: only then it is certain that every answer they sent is held against the copy.
@@ -45,6 +47,8 @@ async def lose_power(stack: Stack, evidence: Evidence, into: Path, *, running: b
         with await asyncio.to_thread(_enter, stopped(stack.pids)):
             await asyncio.sleep(0.02)
             at_s = time.perf_counter()
+            if at is not None:
+                at()
             await asyncio.to_thread(stack.disk.copy, into)
     then = known_at(evidence, at_s)
     under_way = sum(1 for sent in then.sent.values() if sent.sent_s < at_s and not sent.acked)
@@ -163,6 +167,7 @@ class FirstStart(NamedTuple):
     error: str
 
 
+_CUTS_OF_A_START: Final = 3
 _MIGRATE: Final = """
 import asyncio, sys
 from storage.engine import migrate
@@ -173,7 +178,7 @@ print("done", flush=True)
 
 
 async def cut_off_first_start(store: StoreName, images: int, rng: random.Random, folder: Path) -> list[FirstStart]:
-    """Cut the power while a process makes the schema, each time in another empty database, and migrate once more."""
+    """Cut the power a few times while a process makes the schema of an empty database, and migrate again after each."""
     taken: list[tuple[Path, str]] = []
     with Disk() as disk, _Migrations(store_on(disk, store)) as migrations:
         sync(disk)
@@ -181,10 +186,13 @@ async def cut_off_first_start(store: StoreName, images: int, rng: random.Random,
         while len(taken) < images:
             name = f"cut{len(taken)}"
             process = await migrations.begin(name)
-            await asyncio.sleep(rng.uniform(0.0, whole_s))
-            with await asyncio.to_thread(_enter, stopped([*migrations.store.pids, process.pid])):
-                image = await asyncio.to_thread(disk.copy, folder / f"{store}-{name}.image")
-            taken.append((image, name))
+            for number in range(min(_CUTS_OF_A_START, images - len(taken))):
+                await asyncio.sleep(rng.uniform(0.0, 2.0 * whole_s / _CUTS_OF_A_START))
+                into = folder / f"{store}-{name}-{number}.image"
+                # One that has ended meanwhile is as good: what it has made must come up too.
+                pids = [*migrations.store.pids, *([process.pid] if process.returncode is None else [])]
+                with await asyncio.to_thread(_enter, stopped(pids)):
+                    taken.append((await asyncio.to_thread(disk.copy, into), name))
             await process.communicate()
     outcomes = []
     for image, name in taken:

@@ -28,7 +28,7 @@ from storage.engine import migrate
 from tests.support.disks import Disk
 from tests.support.oracle import Evidence, Sent
 from tests.support.parts import Parts
-from tests.support.servers import MariaDb, Nats
+from tests.support.servers import MariaDb, Nats, Valkey
 
 StoreName = Literal["sqlite", "mariadb"]
 STORES: Final[tuple[StoreName, ...]] = ("sqlite", "mariadb")
@@ -104,11 +104,15 @@ def store_on(disk: Disk, name: StoreName, *, synced: bool = True) -> SqliteOn | 
 
 
 class Stack:
-    """One host and placement on a store, with a NATS of their own that keeps nothing."""
+    """One host and placement on a store, with a NATS of their own that keeps nothing.
 
-    def __init__(self, disk: Disk, store: SqliteOn | MariaDbOn) -> None:
+    With `rest` there is REST too, with a Valkey that keeps nothing, and the platform's folder is on the disk.
+    """
+
+    def __init__(self, disk: Disk, store: SqliteOn | MariaDbOn, *, rest: bool = False) -> None:
         self.disk = disk
         self.store = store
+        self._rest = rest
         self._open = contextlib.AsyncExitStack()
         self.nats = Nats()
         self.parts: Parts
@@ -121,8 +125,12 @@ class Stack:
             await asyncio.to_thread(self.store.start)
             await migrate(self.store.url, "power")
             sync(self.disk)
-            environment = self.store.environment
-            self.parts = Parts(self.store.url, self.nats.url, hosts=1, gateways=0, environment=environment)
+            options: dict[str, Any] = {"hosts": 1, "gateways": 0, "environment": self.store.environment}
+            if self._rest:
+                valkey = self._open.enter_context(Valkey())
+                options |= {"rest": True, "redis_url": valkey.url, "folder": self.disk.folder / "platform"}
+                options["folder"].mkdir(exist_ok=True)
+            self.parts = Parts(self.store.url, self.nats.url, **options)
             await self._open.enter_async_context(self.parts)
             broker = NatsBroker(self.nats.url, "", "writers")
             self._open.push_async_callback(broker.close)
