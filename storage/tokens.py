@@ -308,7 +308,10 @@ class JwtVerifier:
         times = [claims["iat"], claims["exp"], claims.get("nbf", claims["iat"])]
         if not all(type(time) is int for time in times) or not (is_uuid(claims["sub"]) and is_uuid(claims["sid"])):
             raise Refusal(Code.UNAUTHENTICATED)
-        if max(times[0], times[2]) > now_s + leeway_s:
+        if times[0] > now_s + leeway_s:
+            # It is ours, and one of our clocks is wrong: nothing that logging in again would mend.
+            raise Refusal(Code.UNAVAILABLE, "the token is not valid yet by this machine's clock", retry_after_s=5.0)
+        if times[2] > now_s + leeway_s:
             raise Refusal(Code.UNAUTHENTICATED, "the token is not valid yet")
         if claims["exp"] <= now_s - leeway_s:
             raise Refusal(Code.TOKEN_EXPIRED)
