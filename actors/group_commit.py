@@ -112,6 +112,7 @@ class GroupCommit:
         self._express: deque[Pending] = deque()
         self._filled = asyncio.Event()
         self._settled = asyncio.Event()
+        self._proofs: list[asyncio.Future[bool]] = []
         self._rate = 1_000.0
 
     def __len__(self) -> int:
@@ -141,23 +142,51 @@ class GroupCommit:
         return batch
 
     async def settle(self, activation: Activation, timeout_s: float) -> None:
-        """Return when everything the activation has decided is committed, or the activation is dead.
+        """Return when everything the activation has decided until now is committed or undone, or the activation is dead.
 
         Raises:
             StoreUnavailable: not within `timeout_s`.
         """
+        decided, life = activation.version, activation.life
         try:
             async with asyncio.timeout(timeout_s):
                 while activation.uncommitted and not activation.dead:
+                    if activation.life != life or decided <= activation.committed < activation.version:
+                        return
                     self._settled.clear()
                     await self._settled.wait()
         except TimeoutError:
             raise StoreUnavailable(f"{activation.stream} did not settle in {timeout_s} s") from None
 
+    async def prove(self) -> bool:
+        """Compare the log with what is held, between two flushes; whoever has lost partitions is told. False: no answer."""
+        proof: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._proofs.append(proof)
+        self._filled.set()
+        return await proof
+
+    async def _prove(self) -> None:
+        proofs, self._proofs = self._proofs, []
+        held = [partition for partition in self._owner.partitions.values() if not partition.doubtful]
+        proved = True
+        try:
+            heads = await self._log.heads([partition.number for partition in held]) if held else {}
+            self._owner.lost([partition for partition in held if heads.get(partition.number, 0) != partition.head])
+        except StoreUnavailable:
+            proved = False
+        finally:
+            for proof in proofs:
+                if not proof.done():
+                    proof.set_result(proved)
+
     async def run(self) -> None:
         while True:
             await self._filled.wait()
+            if self._proofs:
+                await self._prove()
             batch = self._next()
+            if not batch:
+                continue
             began_s = self._clock.monotonic_s()
             try:
                 await self._flush(batch)

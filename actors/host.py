@@ -31,6 +31,7 @@ from domain.commands import (
     Query,
     Request,
     Signal,
+    Status,
     Viewed,
     partition_asked,
 )
@@ -111,6 +112,7 @@ class Host:
         self._encoder = msgspec.msgpack.Encoder()
         self._lease_from_s = float("-inf")
         self._cut_off_s = float("-inf")
+        self._proving = False
         self._background = Background()
         self._deadlines = Deadlines()
         self._inside: dict[str, Callable[[Answer], None]] = {}
@@ -140,6 +142,7 @@ class Host:
     async def start(self) -> None:
         self._broker.on_lost(self._cut_off)
         self._broker.on_reconnect(self._reconnected)
+        await self.ownership.start()
         for work in (self._commits.run(), self._relay.run(), self.reminders.run(), self._tidy_forever()):
             self._background.spawn(work)
 
@@ -153,8 +156,25 @@ class Host:
             await batcher.close()
 
     def leased(self, sent_s: float) -> None:
-        """Placement has acknowledged a heartbeat that was sent at `sent_s` (monotonic)."""
-        if sent_s > self._cut_off_s:
+        """Placement has acknowledged a heartbeat that was sent at `sent_s` (monotonic).
+
+        After a gap that proves nothing: what is held may have been taken and given back meanwhile. Then the log is asked
+        before the lease counts again.
+        """
+        if sent_s <= self._cut_off_s:
+            return
+        if sent_s - self._lease_from_s < self.settings.lease_s:
+            self._lease_from_s = max(self._lease_from_s, sent_s)
+        elif not self._proving:
+            self._proving = True
+            self._background.spawn(self._prove(sent_s))
+
+    async def _prove(self, sent_s: float) -> None:
+        try:
+            proved = await self._commits.prove()
+        finally:
+            self._proving = False
+        if proved and sent_s > self._cut_off_s:
             self._lease_from_s = max(self._lease_from_s, sent_s)
 
     def _cut_off(self) -> None:
@@ -347,6 +367,9 @@ class Host:
             log.exception("a turn of %s failed", activation.stream)
             self.answer(item.reply, Refused(Code.UNAVAILABLE, "the command failed"))
             return
+        if partition.doubtful and isinstance(outcome, Outcome) and _denies(outcome.answer):
+            self.answer(item.reply, AWAY)
+            return
         if isinstance(outcome, Lookup):
             item.rounds += 1
             if item.rounds > ATTEMPTS:
@@ -465,6 +488,11 @@ class Host:
                 log.exception("tidying failed")
             self._metrics.gauge("pending_commits", len(self._commits))
             self._metrics.gauge("mailbox_depth", self.activations.deepest())
+
+
+def _denies(answer: Answer) -> bool:
+    """Whether the answer says that something is not there: in doubt it may be."""
+    return isinstance(answer, Refused) or (isinstance(answer, Status) and not answer.known)
 
 
 def _class_of(request: Command | Query | Signal) -> str:

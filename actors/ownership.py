@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final, Protocol
 
+import msgspec
+
 from actors.activation import Activation
 from actors.background import Background
 from actors.group_commit import GroupCommit, Partition, Pending
@@ -22,14 +24,28 @@ from domain.ports import (
     PartitionLog,
     Received,
     StoreUnavailable,
+    Subscription,
     Turn,
 )
 
 log = logging.getLogger(__name__)
 
+TAKEN_SUBJECT: Final = "host.taken"
+"""Where hosts say what they have taken, before they listen for it."""
 HOT_EVENTS: Final = 32
 """An activation with this many events since its last snapshot is stored before it goes, so that the next load is short."""
 SETTLE_S: Final = 2.0
+
+
+class Taken(msgspec.Struct, frozen=True, array_like=True):
+    """An owner (name/incarnation) has taken these partitions, at these positions."""
+
+    owner: str
+    positions: dict[int, int]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_taken = msgspec.msgpack.Decoder(Taken)
 
 
 class Tenants(Protocol):
@@ -70,8 +86,12 @@ class Ownership:
         self._ended: set[int] = set()
         self.partitions: dict[int, Partition] = {}
         self.wanted: set[int] = set()
+        self._notices: Subscription | None = None
         self.commits: GroupCommit
         self.reminders: Reminders
+
+    async def start(self) -> None:
+        self._notices = await self._broker.subscribe(TAKEN_SUBJECT, self._heard_taken)
 
     async def stop(self) -> None:
         await self._background.stop()
@@ -169,6 +189,9 @@ class Ownership:
             self.drop(number)  # what was in doubt is loaded anew
             self.partitions[number] = Partition(number, takeover.position)
         try:
+            # Whoever held these until now hears of it before any question that we could have made its answer stale.
+            positions = {number: takeover.position for number, takeover in taken.items()}
+            await self._broker.publish(TAKEN_SUBJECT, _encoder.encode(Taken(self._owner, positions)))
             await self._relay.take_over(taken)
             await asyncio.gather(*(self._listen(p) for n in taken if (p := self.partitions.get(n)) is not None))
         except BaseException:
@@ -192,6 +215,12 @@ class Ownership:
             except BrokerUnavailable:
                 log.info("the broker was away when partition %d was left", partition.number)
 
+    def _heard_taken(self, received: Received) -> None:
+        taken = _taken.decode(received.data)
+        if taken.owner != self._owner:
+            held = ((self.partitions.get(number), position) for number, position in taken.positions.items())
+            self.lost([p for p, position in held if p is not None and p.owner < position])
+
     # --- losing --------------------------------------------------------------------------------------------------
 
     def drop(self, number: int) -> None:
@@ -208,11 +237,14 @@ class Ownership:
 
     def lost(self, partitions: Iterable[Partition]) -> None:
         """Somebody else has taken these; whether they should come back is placement's to say."""
+        gone = []
         for partition in partitions:
             if self.partitions.get(partition.number) is partition:
-                log.warning("partition %d was taken by another host", partition.number)
-                self._metrics.count("fenced_partitions")
+                gone.append(partition.number)
                 self.drop(partition.number)
+        if gone:
+            log.warning("%d partitions were taken by another host, such as %s", len(gone), gone[:4])
+            self._metrics.count("fenced_partitions", len(gone))
 
     def suspect(self, numbers: Iterable[int]) -> None:
         """The last flush may or may not be in the log: nothing is decided here until these have been taken anew.

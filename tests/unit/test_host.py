@@ -141,6 +141,7 @@ async def test_a_stale_owner_without_a_lease_says_nothing_about_the_past(world: 
     old = await world.host("host-0", leased=False)
     room = await world.room(ANNA, BEN)
     await world.tell("send", ANNA, room, text="1")
+    await old.ownership._notices.stop()  # type: ignore[union-attr]
     new = await world.host("host-1")
     await new.ownership.release(list(new.partitions))
     assert partition_of(room) in old.partitions
@@ -197,7 +198,7 @@ async def test_a_full_mailbox_is_busy_and_the_same_id_gets_through_later(world: 
     world.logs[0].held = asyncio.Event()
     ids = [new_id() for _ in range(MAILBOX + 10)]
     sends = [asyncio.create_task(world.tell("send", ANNA, room, made, text=made)) for made in ids]
-    await asyncio.wait(sends, timeout=0.2)
+    await asyncio.wait(sends, timeout=2.0, return_when=asyncio.FIRST_COMPLETED)
     world.logs[0].held.set()
     world.logs[0].held = None
     results = await asyncio.gather(*sends, return_exceptions=True)

@@ -15,7 +15,7 @@ from actors.host import Host
 from actors.membership import HostMember, PlacementService
 from actors.placement import Heartbeat, Placement
 from domain.aggregate import Account, AccountNeed, WorkerProfile
-from domain.commands import Actor, Command, Query, Status
+from domain.commands import Actor, Attached, Command, Query, Status
 from domain.errors import Code, Refusal
 from domain.ids import PARTITIONS, partition_of
 from domain.ports import BrokerUnavailable, NoMetrics, OutcomeUnknown, Position, Received
@@ -300,7 +300,7 @@ async def test_a_host_that_is_cut_off_has_no_lease_until_placement_hears_from_it
     host = await world.host(leased=False)
     before_s = world.clock.monotonic_s()
     host.leased(before_s)
-    assert host.lease_fresh()
+    await eventually(host.lease_fresh)
     world.bus.go_down()
     assert not host.lease_fresh()
     host.leased(before_s)  # an acknowledgement of before, that came late
@@ -308,7 +308,42 @@ async def test_a_host_that_is_cut_off_has_no_lease_until_placement_hears_from_it
     world.bus.come_back()
     await asyncio.sleep(0.01)
     host.leased(world.clock.monotonic_s())
-    assert host.lease_fresh()
+    assert not host.lease_fresh(), "what was taken and given back meanwhile is not known: the log is asked first"
+    await eventually(host.lease_fresh)
+
+
+async def test_who_was_cut_off_while_its_partition_was_taken_and_given_back_knows_that_it_is_stale(
+    world: World,
+) -> None:
+    """It heard neither the table that took the partition away nor the taking; then placement acknowledges it again."""
+    old = await world.host("host-0", leased=False)
+    room = await world.room(ANNA, BEN)
+    old.leased(world.clock.monotonic_s())
+    await eventually(old.lease_fresh)
+    await old.ownership._notices.stop()  # type: ignore[union-attr]
+    new = await world.host("host-1")
+    said = await world.tell("send", ANNA, room, text="while you were away")
+    await new.ownership.release(list(new.partitions))
+    old._cut_off()
+    old.leased(world.clock.monotonic_s())
+    await eventually(lambda: old.lease_fresh() or partition_of(room) not in old.partitions)
+    assert partition_of(room) not in old.partitions
+    await old.assign(range(PARTITIONS))
+    attached = await world.router.ask(Query("conversation", room, "attach", ANNA), 2.0)
+    assert isinstance(attached, Attached)
+    assert attached.head == said.offset
+
+
+async def test_a_former_owner_hears_of_the_taking_before_it_can_answer_from_the_past(world: World) -> None:
+    old = await world.host("host-0")
+    room = await world.room(ANNA, BEN)
+    assert old.lease_fresh()
+    await world.host("host-1")
+    said = await world.tell("send", ANNA, room, text="to the new one")
+    assert partition_of(room) not in old.partitions
+    attached = await world.router.ask(Query("conversation", room, "attach", ANNA), 2.0)
+    assert isinstance(attached, Attached)
+    assert attached.head == said.offset
 
 
 # --- limits ------------------------------------------------------------------------------------------------------
