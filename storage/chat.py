@@ -24,7 +24,7 @@ from domain.chat import (
 from domain.ports import Entry
 from domain.times import parse_rfc3339, rfc3339
 from storage import tables as t
-from storage.statements import Preparer, Step, fetch, later, numbered, run, wide
+from storage.statements import Ask, Preparer, Script, Step, later, numbered, play, wide
 
 CONVERSATION: Final = "conversation:"
 POSTED: Final = "message.posted"
@@ -175,18 +175,23 @@ def _messages_changed(width: int) -> Any:
     )
 
 
-async def read_changes(
-    connection: AsyncConnection, sql: Preparer, keys: Sequence[tuple[str, str]]
-) -> dict[tuple[str, str], MessageChange]:
-    """By (conversation id, message id): the changes of those messages that have any."""
-    found: dict[tuple[str, str], MessageChange] = {}
+Changed = dict[tuple[str, str], MessageChange]
+"""By (conversation id, message id)."""
+
+
+async def read_changes(connection: AsyncConnection, sql: Preparer, keys: Sequence[tuple[str, str]]) -> Changed:
+    """The changes of those messages that have any."""
+    return await play(connection, _changes_of(sql, keys))
+
+
+def _changes_of(sql: Preparer, keys: Sequence[tuple[str, str]]) -> Script[Changed]:
+    found: Changed = {}
     for piece in wide(keys):
         values = numbered(c=[c for c, _ in piece], m=[m for _, m in piece])
-        for row in await fetch(connection, sql.prepare(_messages_changed, len(piece)), values):
-            reactions = msgspec.json.decode(row.reactions, type=dict[str, list[str]])
-            found[row.conversation_id, row.message_id] = MessageChange(
-                row.text, row.edited_at, row.deleted_at, reactions
-            )
+        rows = yield Ask(sql.prepare(_messages_changed, len(piece)), values)
+        for conversation_id, message_id, text, edited_at, deleted_at, reactions in rows:
+            by_emoji = msgspec.json.decode(reactions, type=dict[str, list[str]])
+            found[conversation_id, message_id] = MessageChange(text, edited_at, deleted_at, by_emoji)
     return found
 
 
@@ -222,19 +227,17 @@ def message_events(changes: Mapping[str, ConversationChange]) -> list[tuple[str,
     return [(key, event) for key, c in sorted(changes.items()) for event in c.messages]
 
 
-async def write_messages(
-    connection: AsyncConnection, sql: Preparer, events: Sequence[tuple[str, MessageEvent]]
-) -> None:
+def write_messages(sql: Preparer, events: Sequence[tuple[str, MessageEvent]]) -> Script[None]:
     """Write one row per message that was changed."""
     if not events:
         return
     # Read, change, write is safe here: the log rows of this transaction hold the partition already.
     keys = sorted({(key, event.message_id) for key, event in events})
-    changed = await read_changes(connection, sql, keys)
+    changed = yield from _changes_of(sql, keys)
     for key, event in events:
         apply(changed.setdefault((key, event.message_id), MessageChange()), event)
     rows = [
         (*key, change.text, change.edited_at, change.deleted_at, msgspec.json.encode(change.reactions))
         for key, change in sorted(changed.items())
     ]
-    await run(connection, sql.upsert(t.message_change, _message_upsert), rows)
+    yield sql.upsert(t.message_change, _message_upsert), rows

@@ -5,13 +5,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.ports import StoreUnavailable
 from storage import tables as t
 from storage.commit_plan import CommitPlan, Overtaken
 from storage.engine import Contended, Database
-from storage.statements import Preparer, run
+from storage.statements import Ask, Preparer, Script, numbered, play, wide
 
 _ATTEMPTS: Final = 8
 Held = dict[str, tuple[str, int | None]]
@@ -23,34 +22,35 @@ async def reserve(database: Database, holder: str, keys: Sequence[str], now_ms: 
     for _ in range(_ATTEMPTS):
         try:
             async with database.write() as connection:
-                held = await _held(connection, keys)
+                held = await play(connection, _held(database.sql, keys))
                 for key in keys:
                     if not free(held.get(key), (holder,), now_ms):
                         return key
                 wanted = [(key, holder, until_ms) for key in sorted(set(keys)) if held.get(key) != (holder, None)]
-                await _write(connection, database.sql, wanted, held)
+                await play(connection, _write(database.sql, wanted, held))
             return None
         except (IntegrityError, Contended) as error:
             clash = error
     raise StoreUnavailable(f"claims of {holder} are contended") from clash
 
 
-async def keep_and_release(connection: AsyncConnection, sql: Preparer, plan: CommitPlan) -> None:
+def keep_and_release(sql: Preparer, plan: CommitPlan) -> Script[None]:
     """Keep the plan's claims for good and delete what it releases.
 
     Raises:
         Overtaken: a reservation ran out and somebody else has the key; the turn's streams count as stale.
     """
     keys = [key for key, _, _ in plan.claims] + [key for key, _, _ in plan.releases]
-    held = await _held(connection, keys)
+    if not keys:
+        return
+    held = yield from _held(sql, keys)
     lost = [streams for key, streams, at in plan.claims if not free(held.get(key), streams, at)]
     if lost:
         raise Overtaken(set(), {stream for streams in lost for stream in streams})
     kept = {key: (key, holder(held.get(key), streams), None) for key, streams, _ in plan.claims}
-    await _write(connection, sql, list(kept.values()), held)
+    yield from _write(sql, list(kept.values()), held)
     gone = [key for key, streams, _ in plan.releases if key not in kept and key in held and held[key][0] in streams]
-    if gone:
-        await connection.execute(sa.delete(t.claim).where(t.claim.c.key.in_(gone)))
+    yield sql.prepare(_release), [(key,) for key in sorted(set(gone))]
 
 
 def free(held: tuple[str, int | None] | None, holders: tuple[str, ...], now_ms: int) -> bool:
@@ -63,17 +63,29 @@ def holder(held: tuple[str, int | None] | None, streams: tuple[str, ...]) -> str
     return held[0] if held is not None and held[0] in streams else streams[0]
 
 
-async def _held(connection: AsyncConnection, keys: Sequence[str]) -> Held:
-    c = t.claim.c
+def _held(sql: Preparer, keys: Sequence[str]) -> Script[Held]:
     # In key order, and locked (SQLite's write transaction is a lock already): nobody reserves them in between.
-    query = sa.select(c.key, c.holder, c.reserved_until).where(c.key.in_(sorted(set(keys)))).order_by(c.key)
-    return {row.key: (row.holder, row.reserved_until) for row in await connection.execute(query.with_for_update())}
+    held: Held = {}
+    for piece in wide(sorted(set(keys))):
+        rows = yield Ask(sql.prepare(_locked, len(piece)), numbered(k=piece))
+        held.update((key, (holder, until)) for key, holder, until in rows)
+    return held
 
 
-async def _write(connection: AsyncConnection, sql: Preparer, rows: Sequence[tuple[Any, ...]], held: Held) -> None:
+def _write(sql: Preparer, rows: Sequence[tuple[Any, ...]], held: Held) -> Script[None]:
     # A key that nobody held may have been inserted meanwhile, and only a plain insert notices.
-    await run(connection, sql.insert(t.claim), [row for row in rows if row[0] not in held])
-    await run(connection, sql.upsert(t.claim, _take_over), [row for row in rows if row[0] in held])
+    yield sql.insert(t.claim), [row for row in rows if row[0] not in held]
+    yield sql.upsert(t.claim, _take_over), [row for row in rows if row[0] in held]
+
+
+def _locked(width: int) -> Any:
+    c = t.claim.c
+    query = sa.select(c.key, c.holder, c.reserved_until).where(c.key.in_([sa.bindparam(f"k{n}") for n in range(width)]))
+    return query.order_by(c.key).with_for_update()
+
+
+def _release(width: int) -> Any:
+    return sa.delete(t.claim).where(t.claim.c.key == sa.bindparam("key"))
 
 
 def _take_over(new: Any, old: Any) -> list[tuple[str, Any]]:

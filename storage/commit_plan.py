@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from domain.channels import stream_partition
 from domain.commands import Reminder
@@ -52,25 +53,31 @@ def plan_commit(turns: Sequence[Turn], heads: Mapping[int, int], fenced: set[int
     newest: dict[str, Snapshot] = {}
     pending: dict[tuple[str, str], tuple[int, Reminder] | None] = {}
     for turn in kept:
-        head = plan.heads.get(turn.partition)
-        if head is None and turn.entries:
-            head = plan.bases[turn.partition] = heads.get(turn.partition, 0)
-        for entry in turn.entries:
-            head = plan.heads[turn.partition] = (head or 0) + 1
-            plan.rows.append((turn.partition, head, *_columns(entry)))
-            plan.entries.append(entry)
-            plan.firsts.setdefault(entry.stream, entry.offset)
-            plan.lasts[entry.stream] = entry.offset
-            plan.partition_of[entry.stream] = turn.partition
+        partition = turn.partition
+        if turn.entries:
+            head = plan.heads.get(partition)
+            if head is None:
+                head = plan.bases[partition] = heads.get(partition, 0)
+            for entry in turn.entries:
+                head += 1
+                stream = entry.stream
+                plan.rows.append((partition, head, *astuple(entry)))
+                plan.entries.append(entry)
+                plan.firsts.setdefault(stream, entry.offset)
+                plan.lasts[stream] = entry.offset
+                plan.partition_of[stream] = partition
+            plan.heads[partition] = head
         for snapshot in turn.snapshots:
             newest[snapshot.stream] = snapshot
-        # Without a log row nothing would keep a former owner from writing them.
-        assert turn.entries or not (turn.reminders or turn.done), "reminders change with events only"
-        pending.update((key, None) for key in turn.done)
-        pending.update(((r.stream, r.name), (turn.partition, r)) for r in turn.reminders)
-        streams, at = touched(turn), max((entry.at for entry in turn.entries), default=0)
-        plan.claims.extend((key, streams, at) for key in turn.claims)
-        plan.releases.extend((key, streams, at) for key in turn.releases)
+        if turn.reminders or turn.done:
+            # Without a log row nothing would keep a former owner from writing them.
+            assert turn.entries, "reminders change with events only"
+            pending.update((key, None) for key in turn.done)
+            pending.update(((r.stream, r.name), (partition, r)) for r in turn.reminders)
+        if turn.claims or turn.releases:
+            streams, at = touched(turn), max((entry.at for entry in turn.entries), default=0)
+            plan.claims.extend((key, streams, at) for key in turn.claims)
+            plan.releases.extend((key, streams, at) for key in turn.releases)
     plan.rows.sort(key=_position)
     plan.claims.sort()
     plan.releases.sort()
@@ -95,7 +102,7 @@ def _kept(turns: Sequence[Turn], fenced: set[int], stale: set[str]) -> tuple[lis
     changes nothing any more.
     """
     stale = stale | _broken(turn for turn in turns if turn.partition not in fenced)
-    while True:
+    while stale:
         left_out = [turn for turn in turns if turn.partition not in fenced and not stale.isdisjoint(touched(turn))]
         wider = stale.union(*map(touched, left_out))
         if wider == stale:
@@ -122,19 +129,6 @@ def _broken(turns: Any) -> set[str]:
             ids.add(key)
             last[entry.stream] = entry.offset
     return broken
-
-
-def _columns(entry: Entry) -> tuple[Any, ...]:
-    return (
-        entry.stream,
-        entry.offset,
-        entry.type,
-        entry.command_id,
-        entry.command_hash,
-        entry.actor,
-        entry.at,
-        entry.body,
-    )
 
 
 def _position(row: tuple[Any, ...]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.ports import Entry, Snapshot
 from storage import tables as t
-from storage.statements import Preparer, fetch, numbered, wide
+from storage.statements import Ask, Preparer, Script, fetch, numbered, wide
 
 _log: Final = t.partition_log.c
 _COLUMNS: Final = (
@@ -25,20 +25,20 @@ _COLUMNS: Final = (
 MOST_EVENTS_OF_A_COMMAND: Final = 128
 
 
-async def heads(connection: AsyncConnection, sql: Preparer, partitions: Sequence[int]) -> dict[int, int]:
+def heads(sql: Preparer, partitions: Sequence[int]) -> Script[dict[int, int]]:
     """The last position of each partition, 0 for an empty one."""
     found: dict[int, int] = {}
     for piece in wide(partitions):
-        rows = await fetch(connection, sql.prepare(_heads, len(piece)), numbered(p=piece, q=piece))
+        rows = yield Ask(sql.prepare(_heads, len(piece)), numbered(p=piece, q=piece))
         found.update((number, position or 0) for number, position in rows)
     return found
 
 
-async def ends(connection: AsyncConnection, sql: Preparer, streams: Sequence[str]) -> dict[str, int]:
+def ends(sql: Preparer, streams: Sequence[str]) -> Script[dict[str, int]]:
     """The last offset of each stream, 0 for an empty one."""
     found: dict[str, int] = {}
     for piece in wide(streams):
-        rows = await fetch(connection, sql.prepare(_ends, len(piece)), numbered(s=piece, r=piece))
+        rows = yield Ask(sql.prepare(_ends, len(piece)), numbered(s=piece, r=piece))
         found.update((stream, offset or 0) for stream, offset in rows)
     return found
 

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import aiosqlite
@@ -18,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from domain.ports import OutcomeUnknown, StoreUnavailable
 from storage.commit_plan import Overtaken
 from storage.engine import Database, unavailable
-from storage.statements import Step
+from storage.statements import Script, play, play_in_thread
 
 _GOODBYE_S: Final = 1.0
 
@@ -27,12 +26,6 @@ class LogWriter:
     """One transaction at a time; the caller serialises, and has the turn to write.
 
     `number` is the server's number of the connection, as its greeting told it; 0 without one, and on SQLite.
-
-    Raises, from both ways to write:
-        StoreUnavailable: nothing was committed.
-        OutcomeUnknown: it may have been committed.
-        IntegrityError: a key clashed; nothing was committed.
-    A cancelled transaction may have been committed if it was at that; the connection is never used again.
     """
 
     def __init__(self, database: Database) -> None:
@@ -46,14 +39,26 @@ class LogWriter:
         """Give the connection back."""
         await self._drop()
 
-    @contextlib.asynccontextmanager
-    async def transaction(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that is committed when the block ends, and rolled back when it raises."""
+    async def transact(self, script: Script[None]) -> None:
+        """Everything that the script does as one transaction, durable on return.
+
+        Raises:
+            StoreUnavailable: nothing was committed; the same goes for whatever the script raises, and for
+            IntegrityError: a key clashed.
+            OutcomeUnknown: it may have been committed.
+            CancelledError: it may have been committed, if that had been asked for. The connection is not used again.
+        """
+        if self._db.is_sqlite:
+            await self._visit(Visit(script))
+        else:
+            await self._converse(script)
+
+    async def _converse(self, script: Script[None]) -> None:
         connection = await self._open()
         try:
             async with asyncio.timeout(self._limit_s):
                 connection = await self._begin(connection)
-                yield connection
+                await play(connection, script)
         except (Overtaken, IntegrityError):
             await self._roll_back(connection)
             raise
@@ -79,15 +84,16 @@ class LogWriter:
             await self._drop()
             raise
 
-    async def at_once(self, steps: Sequence[Step]) -> None:
-        """All steps as one transaction in one visit to SQLite's thread: a visit for each costs more than they do."""
+    async def _visit(self, visit: "Visit") -> None:
+        """The whole transaction in one visit to SQLite's thread: a visit for each statement costs more than they do."""
         connection = await self._open()
         driver = (await connection.get_raw_connection()).driver_connection
         assert isinstance(driver, aiosqlite.Connection)
-        visit = Visit(steps)
         try:
             async with asyncio.timeout(self._limit_s):
                 await driver._execute(visit.run, driver._conn)  # type: ignore[no-untyped-call]
+        except Overtaken:
+            raise
         except (sqlite3.Error, TimeoutError) as error:
             # The thread may still be at it: from here on it either has asked for the commit or never will.
             asked = visit.abandon()
@@ -152,8 +158,8 @@ async def _part_with(connection: AsyncConnection) -> None:
 class Visit:
     """A transaction that runs in SQLite's thread and can be given up from outside of it."""
 
-    def __init__(self, steps: Sequence[Step]) -> None:
-        self._steps = steps
+    def __init__(self, script: Script[None]) -> None:
+        self._script = script
         self._lock = threading.Lock()
         self._asked = False
         self._abandoned = False
@@ -162,9 +168,7 @@ class Visit:
         """Write everything and commit it, unless it has been given up meanwhile."""
         connection.execute("BEGIN IMMEDIATE")
         try:
-            for statement, rows in self._steps:
-                if rows:
-                    connection.executemany(statement.text, rows)
+            play_in_thread(connection, self._script)
             with self._lock:
                 if self._abandoned:
                     raise sqlite3.OperationalError("given up before its commit")

@@ -5,7 +5,6 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.payments import Transaction
 from domain.ports import Entry, Snapshot
@@ -138,19 +137,22 @@ def _party_upsert(new: Any, old: Any) -> list[tuple[str, Any]]:
 
 
 def rows(sql: Preparer, changes: OrderChanges) -> list[Step]:
-    """The rows of one flush; an older state never replaces a newer one."""
+    """The rows of one flush; an older state never replaces a newer one, and ratings that have become known count."""
+    rated = sql.prepare(_rate)
     return [
         (sql.upsert(t.order_party, _party_upsert), _last_of_each(changes.parties)),
         (sql.insert(t.ledger_posting), changes.lines),
+        (rated, [rated.row({"rated": user_id, "stars": stars}) for user_id, stars in changes.stars]),
     ]
 
 
-async def write_stars(connection: AsyncConnection, changes: OrderChanges) -> None:
-    """Count the ratings that have become known."""
-    for user_id, stars in changes.stars:
-        c = t.user.c
-        better = {c.rating_sum: c.rating_sum + stars, c.rating_count: c.rating_count + 1}
-        await connection.execute(sa.update(t.user).where(c.id == user_id).values(better))
+def _rate(width: int) -> Any:
+    c = t.user.c
+    better = {
+        c.rating_sum: c.rating_sum + sa.bindparam("stars"),
+        c.rating_count: c.rating_count + sa.literal_column("1"),
+    }
+    return sa.update(t.user).where(c.id == sa.bindparam("rated")).values(better)
 
 
 def _last_of_each(parties: Sequence[Party]) -> list[tuple[Any, ...]]:

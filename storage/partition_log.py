@@ -6,11 +6,10 @@ is committed is compared with what was wanted, the turns that others have overta
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.chat import CHAT
 from domain.commands import Reminder
@@ -22,7 +21,7 @@ from storage.commit_plan import CommitPlan, Overtaken, plan_commit
 from storage.engine import Contended, Database
 from storage.log_writer import LogWriter
 from storage.reminders import delete_reminders, due_reminders, reminder_rows
-from storage.statements import Step, later, run
+from storage.statements import Script, later, play, run
 from storage.transactions import in_transaction
 
 _ATTEMPTS: Final = 8
@@ -88,37 +87,25 @@ class SqlPartitionLog:
 
     async def _transact(self, plan: CommitPlan) -> None:
         """The plan as one transaction: all of it or nothing, and which of the two is in the exception."""
-        flush = self._flush(plan)
-        at_once = self._db.is_sqlite and not (plan.claims or plan.releases or flush.messages or flush.orders.stars)
-        async with self._db.turn():
-            if at_once and not any(self._doubts(plan)):
-                await self._writer.at_once(flush.steps)
-                return
-            async with self._writer.transaction() as connection:
-                await self._write(connection, plan, flush)
-
-    async def _write(self, connection: AsyncConnection, plan: CommitPlan, flush: "_Flush") -> None:
-        await self._check_no_hole(connection, plan)
-        if plan.claims or plan.releases:
-            await claims.keep_and_release(connection, self._sql, plan)
-        for statement, rows in flush.steps:
-            await run(connection, statement, rows)
-        await chat.write_messages(connection, self._sql, flush.messages)
-        await orders.write_stars(connection, flush.orders)
-
-    def _flush(self, plan: CommitPlan) -> "_Flush":
-        """The rows of a plan, and what must be read or changed beside them."""
+        doubts = self._doubts(plan)
         conversations = chat.conversation_changes(plan.entries)
-        changes = orders.order_changes(plan.entries, plan.snapshots)
         states = [(s.stream, s.offset, s.schema, s.newest_id_ms, s.body) for s in plan.snapshots]
         steps = [
             (self._sql.insert(t.partition_log), plan.rows),
             *chat.rows(self._sql, conversations),
-            *orders.rows(self._sql, changes),
+            *orders.rows(self._sql, orders.order_changes(plan.entries, plan.snapshots)),
             *reminder_rows(self._sql, plan),
             (self._sql.upsert(t.stream_state, _state_upsert), states),
         ]
-        return _Flush(steps, chat.message_events(conversations), changes)
+
+        def script() -> Script[None]:
+            yield from self._check_no_hole(plan, *doubts)
+            yield from claims.keep_and_release(self._sql, plan)
+            yield from steps
+            yield from chat.write_messages(self._sql, chat.message_events(conversations))
+
+        async with self._db.turn():
+            await self._writer.transact(script())
 
     def _doubts(self, plan: CommitPlan) -> tuple[list[int], list[str]]:
         """Partitions and streams of which it is not known that the rows follow on without a hole."""
@@ -127,14 +114,13 @@ class SqlPartitionLog:
             [s for s, first in plan.firsts.items() if self._offsets.get(s, 0) != first - 1],
         )
 
-    async def _check_no_hole(self, connection: AsyncConnection, plan: CommitPlan) -> None:
-        doubtful, strangers = self._doubts(plan)
-        ends = await log_queries.ends(connection, self._sql, strangers) if strangers else {}
+    def _check_no_hole(self, plan: CommitPlan, doubtful: list[int], strangers: list[str]) -> Script[None]:
+        ends = yield from log_queries.ends(self._sql, strangers)
         stale = {s for s in strangers if ends.get(s, 0) != plan.firsts[s] - 1}
         if stale:
             # Whoever has moved the streams on may well own the partition: then that is what the caller must hear.
             doubtful = list(plan.bases)
-        heads = await log_queries.heads(connection, self._sql, doubtful) if doubtful else {}
+        heads = yield from log_queries.heads(self._sql, doubtful)
         fenced = {p for p in doubtful if heads[p] != plan.bases[p]}
         if fenced or stale:
             raise Overtaken(fenced, {s for s in stale if plan.partition_of[s] not in fenced})
@@ -142,9 +128,9 @@ class SqlPartitionLog:
     async def _compare(self, plan: CommitPlan) -> Overtaken:
         """After a clash of keys: which partitions and streams others have moved on."""
         async with self._db.read() as connection:
-            heads = await log_queries.heads(connection, self._sql, list(plan.bases))
+            heads = await play(connection, log_queries.heads(self._sql, list(plan.bases)))
             fenced = {p for p, base in plan.bases.items() if heads[p] != base}
-            ends = await log_queries.ends(connection, self._sql, list(plan.firsts))
+            ends = await play(connection, log_queries.ends(self._sql, list(plan.firsts)))
             stale = {s for s, first in plan.firsts.items() if ends.get(s, 0) >= first}
             keys = [(entry.stream, entry.command_id) for entry in plan.entries if entry.command_id is not None]
             landed = await log_queries.first_rows(connection, self._sql, keys)
@@ -185,11 +171,11 @@ class SqlPartitionLog:
 
     async def heads(self, partitions: Sequence[int]) -> dict[int, int]:
         async with self._db.read() as connection:
-            return await log_queries.heads(connection, self._sql, list(partitions))
+            return await play(connection, log_queries.heads(self._sql, list(partitions)))
 
     async def ends(self, streams: Sequence[str]) -> dict[str, int]:
         async with self._db.read() as connection:
-            found = await log_queries.ends(connection, self._sql, list(dict.fromkeys(streams)))
+            found = await play(connection, log_queries.ends(self._sql, list(dict.fromkeys(streams))))
         return {stream: offset for stream, offset in found.items() if offset}
 
     async def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Entry]]:
@@ -250,14 +236,6 @@ class SqlStreamReader:
 def publication(stream: str, body: bytes) -> bytes:
     """What the members of a stream see of a stored event."""
     return ORDERS.publication(body) if stream.startswith(orders.ORDER) else CHAT.publication(body)
-
-
-class _Flush(NamedTuple):
-    """`messages` and `orders.stars` change rows that must be read first; `steps` only write."""
-
-    steps: list[Step]
-    messages: list[tuple[str, chat.MessageEvent]]
-    orders: orders.OrderChanges
 
 
 def _usable(snapshot: Snapshot | None, schema: int | None) -> Snapshot | None:

@@ -1,10 +1,11 @@
-"""SQL that is compiled once and then run with plain tuples.
+"""SQL that is compiled once and then run with plain tuples, from the event loop or within SQLite's thread.
 
 SQLAlchemy's own caching still costs more per flush than the database does; the text itself is always made from the
 tables of `storage.tables`, so there is one schema and one spelling of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sqlite3
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
@@ -19,6 +20,9 @@ WIDEST = 128
 T = TypeVar("T")
 Step = tuple["Prepared", Sequence[tuple[Any, ...]]]
 """A statement, and the rows to run it for."""
+Script = Generator["Ask | Step", Sequence[Any], T]
+"""What a transaction does, whoever runs it: statements, one after the other. An `Ask` is answered with its rows, whose
+columns are told apart by their order; a `Step` with nothing."""
 Changes = Callable[[Any, Any], list[tuple[str, Any]]]
 """From the new row and the old one: what an upsert sets, in order. MySQL evaluates from left to right, so a column that
 others are compared by comes last."""
@@ -34,6 +38,13 @@ class Prepared(NamedTuple):
     def row(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
         """The parameters in order; those that are not given are constants that the dialect has put there."""
         return tuple(values[name] if name in values else self.constants[name] for name in self.names)
+
+
+class Ask(NamedTuple):
+    """A query, and its parameters by name."""
+
+    statement: Prepared
+    values: Mapping[str, Any]
 
 
 class Preparer:
@@ -121,6 +132,38 @@ async def run(connection: AsyncConnection, statement: Prepared, rows: Sequence[t
 async def fetch(connection: AsyncConnection, statement: Prepared, values: Mapping[str, Any]) -> Sequence[Any]:
     """The rows of a query."""
     return (await connection.exec_driver_sql(statement.text, statement.row(values))).all()
+
+
+async def play(connection: AsyncConnection, script: Script[T]) -> T:
+    """What the script returns, its statements run on the connection."""
+    answer: Sequence[Any] | None = None
+    while True:
+        try:
+            wanted = script.send(answer) if answer is not None else next(script)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        if isinstance(wanted, Ask):
+            answer = await fetch(connection, *wanted)
+        else:
+            await run(connection, *wanted)
+            answer = None
+
+
+def play_in_thread(connection: sqlite3.Connection, script: Script[T]) -> T:
+    """The same where the connection is SQLite's own, in the thread that may use it."""
+    answer: Sequence[Any] | None = None
+    while True:
+        try:
+            wanted = script.send(answer) if answer is not None else next(script)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        if isinstance(wanted, Ask):
+            answer = connection.execute(wanted.statement.text, wanted.statement.row(wanted.values)).fetchall()
+            continue
+        statement, rows = wanted
+        if rows:
+            connection.executemany(statement.text, rows)
+        answer = None
 
 
 def wide(items: Sequence[T], widest: int = WIDEST) -> Iterator[list[T]]:

@@ -19,7 +19,7 @@ from domain.ports import OutcomeUnknown, StoreUnavailable, Takeover
 from storage import log_queries
 from storage import tables as t
 from storage.engine import Contended, Database
-from storage.statements import run
+from storage.statements import play, run
 
 TAKEOVER: Final = "takeover"
 _ATTEMPTS: Final = 16
@@ -42,7 +42,7 @@ async def take(database: Database, partitions: Sequence[int], owner: str, at: in
     for _ in range(_ATTEMPTS):
         try:
             async with database.write() as connection, _impatient(database, connection):
-                heads = await log_queries.heads(connection, database.sql, wanted)
+                heads = await play(connection, log_queries.heads(database.sql, wanted))
                 cursors = await log_queries.cursors(connection, database.sql, wanted)
                 rows: list[tuple[Any, ...]] = [
                     (p, heads[p] + 1, None, None, TAKEOVER, None, None, owner, at, b"{}") for p in wanted

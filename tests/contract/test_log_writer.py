@@ -15,7 +15,7 @@ from domain.ports import OutcomeUnknown, StoreUnavailable
 from storage.engine import Database, DatabaseSettings, migrate
 from storage.log_writer import LogWriter, Visit
 from storage.partition_log import SqlPartitionLog
-from storage.statements import Prepared, Step
+from storage.statements import Prepared, Script, Step
 from tests.contract.conftest import InSql
 from tests.support.log_rows import AT, conversation, posted, turn
 from tests.support.servers import MariaDb
@@ -39,16 +39,14 @@ class Gate:
         self._opened.set()
 
 
-class SlowRows(list[tuple[int]]):
-    """Rows that take until the gate opens."""
+def slow_script(gate: Gate, step: Step) -> Script[None]:
+    """A step that takes until the gate opens."""
+    gate.pass_through()
+    yield step
 
-    def __init__(self, gate: Gate) -> None:
-        super().__init__([(1,)])
-        self._gate = gate
 
-    def __iter__(self) -> Iterator[tuple[int]]:
-        self._gate.pass_through()
-        return super().__iter__()
+def script(*steps: Step) -> Script[None]:
+    yield from steps
 
 
 class SlowCommit(sqlite3.Connection):
@@ -103,8 +101,7 @@ class Visiting:
 
 def test_a_visit_that_is_given_up_while_it_writes_never_commits(file: Path) -> None:
     gate, commits = Gate(), Gate()
-    steps: list[Step] = [(INSERT, SlowRows(gate))]
-    visit = Visit(steps)
+    visit = Visit(slow_script(gate, (INSERT, [(1,)])))
     visiting = Visiting(visit, file, commits)
     assert gate.reached.wait(10)
     assert visit.abandon() is False
@@ -116,7 +113,7 @@ def test_a_visit_that_is_given_up_while_it_writes_never_commits(file: Path) -> N
 
 def test_a_visit_that_has_asked_for_its_commit_says_so(file: Path) -> None:
     commits = Gate()
-    visit = Visit([(INSERT, [(1,)])])
+    visit = Visit(script((INSERT, [(1,)])))
     visiting = Visiting(visit, file, commits)
     assert commits.reached.wait(10)
     assert visit.abandon() is True
@@ -131,12 +128,10 @@ async def test_a_visit_that_hangs_while_it_writes_is_surely_not_committed(sqlite
     database = Database(sqlite_url, DatabaseSettings(commit_timeout_s=0.3))
     writer, gate = LogWriter(database), Gate()
     insert = Prepared("INSERT INTO relay_cursor VALUES (?, 1)", ("n",), {})
-    rows = SlowRows(gate)
-    rows[0] = (partition,)
     with pytest.raises(StoreUnavailable):
-        await writer.at_once([(insert, rows)])
+        await writer.transact(slow_script(gate, (insert, [(partition,)])))
     gate.open()
-    await writer.at_once([(insert, [(partition,)])])  # on another connection, as soon as the first one lets go
+    await writer.transact(script((insert, [(partition,)])))  # on another connection, as soon as the first one lets go
     await writer.close()
     await database.close()
 
@@ -150,8 +145,8 @@ async def test_a_commit_that_sqlite_refuses_is_unknown_and_leaves_nothing_open(t
         )
     writer = LogWriter(database)
     with pytest.raises(OutcomeUnknown):
-        await writer.at_once([(INSERT, [(1,)])])
-    await writer.at_once([(INSERT, [(None,)])])
+        await writer.transact(script((INSERT, [(1,)])))
+    await writer.transact(script((INSERT, [(None,)])))
     await writer.close()
     await database.close()
 
