@@ -29,6 +29,7 @@ from tests.support.servers import MariaDb, Nats, mariadb_installed
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "chaos"
 FULL_FORM = os.environ.get("RENOVEASY_CHAOS") == FULL
+MOST_REPEATS = int(os.environ.get("RENOVEASY_CHAOS_REPEATS", "1000000"))
 _report = pytest.StashKey[Report]()
 _row = pytest.StashKey[Row]()
 
@@ -117,8 +118,8 @@ class Chaos:
         self._told_s = 0.0
 
     def repeats(self, short: int, full: int) -> int:
-        """How often a fault is to be repeated."""
-        self.row.repeats = full if self.full else short
+        """How often a fault is to be repeated; in the full form at most `RENOVEASY_CHAOS_REPEATS` times."""
+        self.row.repeats = min(full, MOST_REPEATS) if self.full else short
         return self.row.repeats
 
     def seconds(self, short: float, full: float) -> float:

@@ -12,7 +12,7 @@ import pytest
 from tests.chaos import locks
 from tests.chaos.conftest import Chaos, Houses, MariaDatabase
 from tests.support.crowd import Crowd
-from tests.support.oracle import TAKEOVER, Row, ack_seconds, judge, read_log, silences_after, spread
+from tests.support.oracle import TAKEOVER, Row, ack_seconds, judge, read_log, silences_after, spread, unclaimed
 from tests.support.parts import Parts
 
 RATE = 200
@@ -95,6 +95,7 @@ async def nights(
         fenced_partitions=night.fenced,
         takeovers=usurped(rows),
         ended=night.ended,
+        unclaimed=unclaimed(rows, crowd.commits()),
     )
     chaos.no_faults(judge(crowd.evidence, rows, crowd.commits()), crowd.evidence)
     return night
@@ -106,6 +107,7 @@ async def test_an_owner_that_slept_commits_nothing(chaos: Chaos, houses: Houses,
     repeats = chaos.repeats(short=3, full=100)
     night = await nights(chaos, houses, store, repeats)
     assert night.fenced, "no owner woke up with anything that it believed its own: the test proves nothing"
+    assert chaos.row.figures["unclaimed"] == 0, "it is known of every row who wrote it"
 
 
 @pytest.mark.catalogue("ZOMBIE-in", "SIGSTOP the owner inside of a transaction, end its connection, write, SIGCONT")

@@ -314,6 +314,13 @@ def _writers(rows: Sequence[Row], commits: Mapping[str, Sequence[tuple[int, int,
                 yield Fault("W", f"partition {partition}", how)
 
 
+def unclaimed(rows: Sequence[Row], commits: Mapping[str, Sequence[tuple[int, int, int]]]) -> int:
+    """How many rows no host knows to have committed: those of a host that died before it could write that down, and
+    those of a commit whose outcome it never learned. Where none died there must be none, or **W** has not seen all."""
+    claimed = {(p, n) for written in commits.values() for p, first, last in written for n in range(first, last + 1)}
+    return sum(row.stream is not None and (row.partition, row.position) not in claimed for row in rows)
+
+
 # --- figures -----------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from tests.support.oracle import Evidence, Fault, Row, Sent, judge, silences, silences_after
+from tests.support.oracle import Evidence, Fault, Row, Sent, judge, silences, silences_after, unclaimed
 
 ROOM = "conversation:0190a0a0-0000-7000-8000-000000000005"
 ANNA, BELA = "anna", "bela"
@@ -243,6 +243,11 @@ class TestTwoWriters:
         self.takeover(run, "h1-b")
         run.commits = {"h1-b": [(PARTITION, 9, 11)]}
         assert promises(run.judge()) == {"W"}
+
+    def test_rows_that_no_host_knows_of_are_counted(self, run: Run):
+        assert unclaimed(run.rows, run.commits) == 0
+        run.commits = {"h0-a": [(PARTITION, 2, 4), (PARTITION, 6, 8)]}
+        assert unclaimed(run.rows, run.commits) == 2
 
     def test_a_hole_in_a_partition_s_positions(self, run: Run):
         run.rows[8] = run.rows[8]._replace(position=10)
