@@ -148,11 +148,10 @@ class _Ours(logging.Handler):
 
 
 class Gathered:
-    """What happened since the last flush: sums, last values, and bucket counts."""
+    """What happened since the last flush: sums and bucket counts."""
 
     def __init__(self) -> None:
         self.counts: dict[str, float] = {}
-        self.gauges: dict[str, float] = {}
         self.buckets: dict[str, list[int]] = {}
         self.sums: dict[str, float] = {}
 
@@ -160,15 +159,17 @@ class Gathered:
 class RayMetrics:
     """`domain.ports.Metrics` on `ray.util.metrics`: gathers in plain dictionaries, hands over once a second.
 
-    Every name is exported as `ray_renoveasy_<name>` with the tag `process`. An observation becomes three counters,
-    `<name>_bucket` with the tag `le` (cumulative, as Prometheus counts), `<name>_sum` and `<name>_count`: Ray's own
-    histogram would take a call for each value. Safe to use from any thread. `close` hands over what is left.
+    Every name is exported as `ray_renoveasy_<name>` with the tag `process`, and counters get `_total` at the end. An
+    observation becomes three counters, `<name>_bucket` with the tag `le` (cumulative, as Prometheus counts), `<name>_sum`
+    and `<name>_count`: Ray's own histogram would take a call for each value. Safe to use from any thread. `close` hands
+    over what is left.
     """
 
     def __init__(self, process: str) -> None:
         self._process = process
         self._lock = threading.Lock()
         self._gathered = Gathered()
+        self._gauges: dict[str, float] = {}
         self._instruments: dict[str, Any] = {}
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
@@ -181,7 +182,7 @@ class RayMetrics:
 
     def gauge(self, name: str, value: float) -> None:
         with self._lock:
-            self._gathered.gauges[name] = value
+            self._gauges[name] = value
 
     def observe(self, name: str, value: float) -> None:
         with self._lock:
@@ -196,10 +197,11 @@ class RayMetrics:
         """Hand over what was gathered."""
         with self._lock:
             gathered, self._gathered = self._gathered, Gathered()
+            gauges = dict(self._gauges)
         for name, value in gathered.counts.items():
             if value:
                 self._counter(name).inc(value, tags={"process": self._process})
-        for name, value in gathered.gauges.items():
+        for name, value in gauges.items():  # Ray forgets a gauge that is not set again and again
             self._gauge(name).set(value, tags={"process": self._process})
         for name, buckets in gathered.buckets.items():
             self._hand_over_histogram(name, buckets, gathered.sums[name])
