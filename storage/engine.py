@@ -44,7 +44,7 @@ from storage.turnstile import Turnstile
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _MIGRATION_LOCK: Final = "renoveasy.migrate"
-_DEADLOCK: Final = 1213
+DEADLOCK: Final = 1213
 # On MariaDB a prepared insert takes all its rows in one binary packet: a quarter of the CPU of escaping them as text.
 _PREPARED: Final = 32
 _OURS: Final = (IntegrityError, ProgrammingError, DataError, NotSupportedError)
@@ -234,7 +234,7 @@ def unavailable(error: DBAPIError | PendingRollbackError) -> StoreUnavailable:
     """What an error of the connection or of its locks is called above the storage layer."""
     cause = error.orig if isinstance(error, DBAPIError) else None
     number = next(iter(cause.args), None) if cause is not None else None
-    return (Contended if number == _DEADLOCK else StoreUnavailable)(str(cause or error))
+    return (Contended if number == DEADLOCK else StoreUnavailable)(str(cause or error))
 
 
 def disk_full(error: BaseException | None) -> bool:

@@ -8,18 +8,25 @@ import asyncio
 import contextlib
 import sqlite3
 import threading
+from collections.abc import Callable
 from typing import Any, Final
 
-import aiosqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from asyncmy.errors import Error as MySqlError
+from asyncmy.errors import IntegrityError as MySqlIntegrityError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.ports import OutcomeUnknown, StoreUnavailable
 from storage.commit_plan import Overtaken
-from storage.engine import Database, unavailable
-from storage.statements import Script, play, play_in_thread
+from storage.engine import DEADLOCK, Contended, Database, disk_full
+from storage.statements import Script, play_in_thread, play_on_cursor
 
 _GOODBYE_S: Final = 1.0
+_DRIVER_ERRORS: Final = (MySqlError, OSError)
+
+
+class Clash(Exception):
+    """A key is taken; nothing was committed."""
 
 
 class LogWriter:
@@ -32,6 +39,8 @@ class LogWriter:
         self._db = database
         self._limit_s = database.settings.commit_timeout_s
         self._connection: AsyncConnection | None = None
+        self._driver: Any = None
+        self._used = False
         self._leaving: set[asyncio.Task[None]] = set()
         self.number = 0
 
@@ -39,66 +48,84 @@ class LogWriter:
         """Give the connection back."""
         await self._drop()
 
-    async def transact(self, script: Script[None]) -> None:
-        """Everything that the script does as one transaction, durable on return.
+    async def transact(self, script: Callable[[], Script[None]]) -> None:
+        """Everything that the script does as one transaction, durable on return. It may be played from the start again.
 
         Raises:
             StoreUnavailable: nothing was committed; the same goes for whatever the script raises, and for
-            IntegrityError: a key clashed.
+            Clash: a key is taken.
             OutcomeUnknown: it may have been committed.
             CancelledError: it may have been committed, if that had been asked for. The connection is not used again.
         """
         if self._db.is_sqlite:
-            await self._visit(Visit(script))
+            await self._visit(Visit(script()))
         else:
             await self._converse(script)
 
-    async def _converse(self, script: Script[None]) -> None:
-        connection = await self._open()
+    async def _converse(self, script: Callable[[], Script[None]]) -> None:
+        driver = await self._open()
+        used = self._used
         try:
             async with asyncio.timeout(self._limit_s):
-                connection = await self._begin(connection)
-                await play(connection, script)
-        except (Overtaken, IntegrityError):
-            await self._roll_back(connection)
-            raise
-        except DBAPIError as error:
-            await self._roll_back(connection)
-            raise unavailable(error) from error
+                try:
+                    await self._say(driver, script())
+                except _DRIVER_ERRORS:
+                    if not (used and driver.broken):
+                        raise
+                    # It had died since its last use, or was ended just now: nothing of this has been committed.
+                    await self._drop()
+                    driver = await self._open()
+                    await self._say(driver, script())
+        except MySqlIntegrityError as error:
+            await self._roll_back(driver)
+            raise Clash(str(error)) from error
+        except _DRIVER_ERRORS as error:
+            await self._roll_back(driver)
+            raise _trouble(error) from error
         except TimeoutError as error:
             await self._drop()
             raise StoreUnavailable(f"the transaction was not written within {self._limit_s:g} s") from error
+        except Overtaken:
+            await self._roll_back(driver)
+            raise
         except BaseException:
             await self._drop()
             raise
         try:
             async with asyncio.timeout(self._limit_s):
-                await connection.commit()
-        except DBAPIError as error:
+                await driver.commit()
+        except (*_DRIVER_ERRORS, AttributeError, TimeoutError) as error:
             await self._drop()
-            raise OutcomeUnknown(str(error.orig)) from error
-        except TimeoutError as error:
-            await self._drop()
-            raise OutcomeUnknown(f"no word of the commit within {self._limit_s:g} s") from error
+            raise OutcomeUnknown(str(error) or f"no word of the commit within {self._limit_s:g} s") from error
         except BaseException:
             await self._drop()
             raise
 
+    async def _say(self, driver: Any, script: Script[None]) -> None:
+        self._used = True
+        cursor = driver.cursor()
+        try:
+            await play_on_cursor(cursor, script)
+        except AttributeError as error:
+            # A connection that is torn down under asyncmy shows in attributes that have become None.
+            if driver.broken:
+                raise MySqlError("the connection is gone") from error
+            raise
+        await cursor.close()
+
     async def _visit(self, visit: "Visit") -> None:
         """The whole transaction in one visit to SQLite's thread: a visit for each statement costs more than they do."""
-        connection = await self._open()
-        driver = (await connection.get_raw_connection()).driver_connection
-        assert isinstance(driver, aiosqlite.Connection)
+        driver = await self._open()
         try:
             async with asyncio.timeout(self._limit_s):
-                await driver._execute(visit.run, driver._conn)  # type: ignore[no-untyped-call]
+                await driver._execute(visit.run, driver._conn)
         except Overtaken:
             raise
         except (sqlite3.Error, TimeoutError) as error:
             # The thread may still be at it: from here on it either has asked for the commit or never will.
-            asked = visit.abandon()
+            asked = visit.abandon() and not disk_full(error)
             if isinstance(error, sqlite3.IntegrityError) and not asked:
-                raise IntegrityError("a flush", None, error) from error
+                raise Clash(str(error)) from error
             await self._drop()
             raise (OutcomeUnknown if asked else StoreUnavailable)(str(error) or "the disk hangs") from error
         except BaseException:
@@ -106,40 +133,26 @@ class LogWriter:
             await self._drop()
             raise
 
-    async def _begin(self, connection: AsyncConnection) -> AsyncConnection:
-        """Begin; on a new connection where the old one turns out to have died since its last use."""
-        try:
-            await connection.begin()
-            if not self._db.is_sqlite:
-                await connection.exec_driver_sql("BEGIN")
-        except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
-            await self._drop()
-            connection = await self._open()
-            await connection.begin()
-        return connection
-
-    async def _open(self) -> AsyncConnection:
+    async def _open(self) -> Any:
+        """The driver's connection."""
         if self._connection is None:
             self._connection = await self._db.writer()
+            self._driver = (await self._connection.get_raw_connection()).driver_connection
+            self._used = False
             if not self._db.is_sqlite:
-                driver: Any = (await self._connection.get_raw_connection()).driver_connection
-                self.number = int(driver.thread_id())
-        return self._connection
+                self.number = int(self._driver.thread_id())
+        return self._driver
 
-    async def _roll_back(self, connection: AsyncConnection) -> None:
+    async def _roll_back(self, driver: Any) -> None:
         try:
-            await connection.rollback()
-        except DBAPIError:
-            await self._drop()
-            return
-        if connection.invalidated:
+            async with asyncio.timeout(self._limit_s):
+                await driver.rollback()
+        except (*_DRIVER_ERRORS, AttributeError, TimeoutError):
             await self._drop()
 
     async def _drop(self) -> None:
         """Never use the connection again: nobody knows what it is in the middle of."""
-        connection, self._connection, self.number = self._connection, None, 0
+        connection, self._connection, self._driver, self.number = self._connection, None, None, 0
         if connection is not None:
             leaving = asyncio.create_task(_part_with(connection))
             self._leaving.add(leaving)
@@ -174,7 +187,8 @@ class Visit:
                     raise sqlite3.OperationalError("given up before its commit")
                 self._asked = True
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
 
@@ -183,3 +197,7 @@ class Visit:
         with self._lock:
             self._abandoned = True
             return self._asked
+
+
+def _trouble(error: BaseException) -> StoreUnavailable:
+    return (Contended if error.args[:1] == (DEADLOCK,) else StoreUnavailable)(str(error))

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 
 from domain.chat import CHAT
 from domain.commands import Reminder
@@ -19,7 +18,7 @@ from storage import chat, claims, log_queries, orders, takeover
 from storage import tables as t
 from storage.commit_plan import CommitPlan, Overtaken, plan_commit
 from storage.engine import Contended, Database
-from storage.log_writer import LogWriter
+from storage.log_writer import Clash, LogWriter
 from storage.reminders import delete_reminders, due_reminders, reminder_rows
 from storage.statements import Script, later, play, run
 from storage.transactions import in_transaction
@@ -73,7 +72,7 @@ class SqlPartitionLog:
                 except Overtaken as error:
                     fenced, stale = fenced | error.fenced, stale | error.stale
                     continue
-                except IntegrityError as error:
+                except Clash as error:
                     moved = await self._compare(plan)
                     fenced, stale = fenced | moved.fenced, stale | moved.stale
                     trouble = error
@@ -105,7 +104,7 @@ class SqlPartitionLog:
             yield from chat.write_messages(self._sql, chat.message_events(conversations))
 
         async with self._db.turn():
-            await self._writer.transact(script())
+            await self._writer.transact(script)
 
     def _doubts(self, plan: CommitPlan) -> tuple[list[int], list[str]]:
         """Partitions and streams of which it is not known that the rows follow on without a hole."""

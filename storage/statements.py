@@ -149,6 +149,24 @@ async def play(connection: AsyncConnection, script: Script[T]) -> T:
             answer = None
 
 
+async def play_on_cursor(cursor: Any, script: Script[T]) -> T:
+    """The same on a cursor of asyncmy: its statements cost a third of what they do through SQLAlchemy."""
+    answer: Sequence[Any] | None = None
+    while True:
+        try:
+            wanted = script.send(answer) if answer is not None else next(script)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        if isinstance(wanted, Ask):
+            await cursor.execute(wanted.statement.text, wanted.statement.row(wanted.values))
+            answer = await cursor.fetchall()
+            continue
+        statement, rows = wanted
+        if rows:
+            await cursor.executemany(statement.text, rows)
+        answer = None
+
+
 def play_in_thread(connection: sqlite3.Connection, script: Script[T]) -> T:
     """The same where the connection is SQLite's own, in the thread that may use it."""
     answer: Sequence[Any] | None = None

@@ -129,9 +129,11 @@ async def test_a_visit_that_hangs_while_it_writes_is_surely_not_committed(sqlite
     writer, gate = LogWriter(database), Gate()
     insert = Prepared("INSERT INTO relay_cursor VALUES (?, 1)", ("n",), {})
     with pytest.raises(StoreUnavailable):
-        await writer.transact(slow_script(gate, (insert, [(partition,)])))
+        await writer.transact(lambda: slow_script(gate, (insert, [(partition,)])))
     gate.open()
-    await writer.transact(script((insert, [(partition,)])))  # on another connection, as soon as the first one lets go
+    await writer.transact(
+        lambda: script((insert, [(partition,)]))
+    )  # on another connection, as soon as the first one lets go
     await writer.close()
     await database.close()
 
@@ -145,8 +147,8 @@ async def test_a_commit_that_sqlite_refuses_is_unknown_and_leaves_nothing_open(t
         )
     writer = LogWriter(database)
     with pytest.raises(OutcomeUnknown):
-        await writer.transact(script((INSERT, [(1,)])))
-    await writer.transact(script((INSERT, [(None,)])))
+        await writer.transact(lambda: script((INSERT, [(1,)])))
+    await writer.transact(lambda: script((INSERT, [(None,)])))
     await writer.close()
     await database.close()
 
