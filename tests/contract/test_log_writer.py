@@ -179,6 +179,38 @@ async def test_a_commit_that_the_server_never_answers_is_unknown_within_its_time
     await database.close()
 
 
+async def test_a_connection_that_is_ended_before_its_commit_is_replaced_without_a_word(
+    mariadb: InSql, partition: int
+) -> None:
+    log = mariadb.log()
+    heads = {partition: (await log.take([partition], "host", AT))[partition].position}
+    heads.update((await log.commit([turn(posted(conversation(partition), 1))], heads)).heads)
+    number, stream = await log.writer(), conversation(partition)
+    blocker = await mariadb.database().writer()
+    await blocker.execute(
+        sa.text(
+            "INSERT INTO partition_log (`partition`, position, type, actor, at, body)"
+            f" VALUES ({partition}, {heads[partition] + 1}, 'takeover', 'slow', 0, '')"
+        )
+    )
+    committing = asyncio.create_task(log.commit([turn(posted(stream, 1))], heads))
+    async with mariadb.database().read() as connection:
+        waits = sa.text(
+            f"SELECT count(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id = {number}"
+            " AND trx_state = 'LOCK WAIT'"
+        )
+        while not await connection.scalar(waits):
+            await asyncio.sleep(0.01)
+    await mariadb.log().end_writers([number])
+    await asyncio.sleep(0.2)
+    assert not committing.done()
+    await blocker.rollback()
+    await blocker.close()
+    assert (await committing).heads == {partition: heads[partition] + 1}
+    assert await log.writer() not in (0, number)
+    assert len((await log.load([stream], SCHEMAS))[stream].tail) == 1
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[MariaDb]:
     """One that may be paused: nobody else uses it."""
