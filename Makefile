@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help up demo test check bench chaos format lock clean install install-dev install-servers
+.PHONY: help up demo test check bench chaos mutants format lock clean install install-dev install-servers
 
 PY := .venv/bin/python
 
@@ -30,6 +30,9 @@ bench: install-dev ## measure, with a report under benchmarks/results
 
 chaos: install-dev install-servers ## crashes, outages and hostile clients at length, with a report; see docs/reliability.md
 	@RENOVEASY_CHAOS=full exec $(PY) -m pytest tests/chaos tests/simulation tests/security --timeout 3600 -s $(PYTEST_ARGS)
+
+mutants: install-dev install-servers ## plant small mistakes and see that a test notices each; see docs/mutation.md
+	@exec $(PY) -m tests.mutation --report benchmarks/results $(MUTANTS_ARGS)
 
 format: install-dev ## format and sort imports
 	$(PY) -m ruff format .
