@@ -2,6 +2,7 @@
 
 import uuid_utils
 
+from deploy.collector import calm
 from deploy.connections import Connections, forget_revoked, new_id
 from deploy.settings import Settings
 from gateway.server import GatewayServer
@@ -33,7 +34,9 @@ class GatewayPart:
     async def start(self) -> dict[str, int]:
         await self._connections.open()
         await forget_revoked(self._connections.broker, self._verifier)
-        return {"websocket": await self._server.start()}
+        port = await self._server.start()
+        calm()
+        return {"websocket": port}
 
     async def stop(self, *, with_all: bool = False) -> None:
         """Ask every session to reconnect, each when its commands are answered, then stop."""

@@ -7,6 +7,7 @@ import uuid_utils
 from actors.host import Host, HostSettings
 from actors.kinds import kinds
 from actors.membership import HostMember, PlacementService
+from deploy.collector import calm
 from deploy.connections import Connections, secret
 from deploy.ending import Ender, this_node, this_process, this_start
 from deploy.settings import Settings
@@ -47,6 +48,7 @@ class HostPart:
         await self._connections.open()
         await self._host.start()
         await self._member.start()
+        calm()
         return {}
 
     async def stop(self, *, with_all: bool = False) -> None:
