@@ -47,7 +47,8 @@ class Item:
     """A request on its way through a turn, with what has been found out for it so far."""
 
     __slots__ = (
-        "error", "facts", "found", "hash", "looked_up", "parsed", "reply", "request", "reserved", "rounds", "until_s",
+        "error", "facts", "found", "hash", "looked_up", "parsed", "reply", "request", "reserved", "rounds", "settled",
+        "until_s",
     )  # fmt: skip
 
     def __init__(self, request: Command | Query | Signal, reply: str, until_s: float | None = None) -> None:
@@ -63,6 +64,7 @@ class Item:
         self.facts: dict[Need, Any] = {}
         self.reserved: frozenset[str] = frozenset()
         self.rounds = 0
+        self.settled = False
 
     def missing(self, needs: tuple[Need, ...]) -> tuple[Need, ...]:
         return tuple(need for need in needs if need not in self.facts)
@@ -86,6 +88,7 @@ class Activation:
         "committed",
         "complete",
         "dead",
+        "express",
         "last_used_s",
         "life",
         "loading",
@@ -114,6 +117,8 @@ class Activation:
         self.complete = True
         self.committed = 0
         self.uncommitted = 0
+        self.express = 0
+        """How many of the uncommitted overtake others on their way into a flush."""
         self.snapshot_offset = 0
         self.loading: asyncio.Task[None] | None = None
         self.ready = False

@@ -2,15 +2,16 @@
 
 from typing import Final
 
-_WINDOW_MS: Final = 60_000
+_WINDOW_MS: Final = 8_000
 _SENDERS: Final = 4_096
 
 
 class Deadlines:
     """How late requests are, judged by the least delay seen from the same sender.
 
-    The difference of two monotonic clocks is constant but for a slow drift, so the smallest difference of the last minute
-    or two is that of a request that came at once; what is above it was spent on the way.
+    The difference of two monotonic clocks is constant but for a slow drift, so the smallest difference of the last
+    seconds is that of a request that came at once; what is above it was spent on the way. The window is short because a
+    suspended machine's clock stands still: its requests would all be late until what was seen before is forgotten.
     """
 
     def __init__(self) -> None:

@@ -65,6 +65,14 @@ class Pending:
         """Whether any of what this was decided on has been thrown away or undone."""
         return any(a.dead or a.life != life for a, life in zip(self.touched, self._lives, strict=True))
 
+    def undo(self) -> None:
+        """It never happened. What has been decided since an earlier undoing stands on firm ground and stays."""
+        for touched, life in zip(self.touched, self._lives, strict=True):
+            if touched.life == life and touched.tentative and not touched.dead:
+                touched.revert()
+        if not self.outcome.steps:
+            self.activation.snapshot_offset = 0  # it was only a snapshot, and is due again
+
 
 class Owner(Protocol):
     """The host, as its group commit sees it."""
@@ -125,18 +133,28 @@ class GroupCommit:
 
     def add(self, pending: Pending) -> None:
         """Orders overtake conversations, except where they share an activation with something that waits already."""
-        express = pending.activation.rules.kind == "order" and not any(
-            touched.uncommitted for touched in pending.touched
-        )
+        order = pending.activation.rules.kind == "order"
+        express = order and not any(touched.uncommitted for touched in pending.touched)
         for touched in pending.touched:
             touched.uncommitted += 1
+            touched.express += express
         (self._express if express else self._waiting).append(pending)
         self._filled.set()
 
     def _next(self) -> list[Pending]:
-        batch: list[Pending] = []
-        for queue in (self._express, self._waiting):
-            batch += [queue.popleft() for _ in range(min(len(queue), self._largest - len(batch)))]
+        """The next flush. A quarter of it is for those who do not overtake, however many orders come.
+
+        One of these may build on an order that waits still: then it waits too, and with it everybody behind it.
+        """
+        reserved = min(len(self._waiting), self._largest // 4)
+        batch = [self._express.popleft() for _ in range(min(len(self._express), self._largest - reserved))]
+        for pending in batch:
+            for touched in pending.touched:
+                touched.express -= 1
+        while self._waiting and len(batch) < self._largest:
+            if any(touched.express for touched in self._waiting[0].touched):
+                break
+            batch.append(self._waiting.popleft())
         if not len(self):
             self._filled.clear()
         return batch
@@ -168,12 +186,15 @@ class GroupCommit:
     async def _prove(self) -> None:
         proofs, self._proofs = self._proofs, []
         held = [partition for partition in self._owner.partitions.values() if not partition.doubtful]
-        proved = True
+        proved = False
         try:
             heads = await self._log.heads([partition.number for partition in held]) if held else {}
             self._owner.lost([partition for partition in held if heads.get(partition.number, 0) != partition.head])
+            proved = True
         except StoreUnavailable:
-            proved = False
+            pass
+        except Exception:
+            log.exception("what is held could not be compared with the log")
         finally:
             for proof in proofs:
                 if not proof.done():
@@ -258,9 +279,9 @@ class GroupCommit:
 
     def _undo(self, batch: Iterable[Pending]) -> None:
         """What these decided never happened. Whatever else was decided on top of it is void from now on."""
-        for activation in dict.fromkeys(a for pending in batch if pending.outcome.turn for a in pending.touched):
-            if activation.tentative and not activation.dead:
-                activation.revert()
+        for pending in batch:
+            if pending.outcome.turn is not None:
+                pending.undo()
 
     def _fail(self, batch: Iterable[Pending], answer: Refused = FENCED) -> None:
         for pending in batch:

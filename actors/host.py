@@ -57,6 +57,10 @@ SHARES: Final = {"order": 1.0, "conversation": 0.9, "read": 0.75, "signal": 0.5}
 """How full queues may be for requests of a class: under load typing is shed first, then reads, then chat, then orders."""
 
 
+COMPARING: Final = 64
+"""Questions of gateways after a gap that are answered at a time."""
+
+
 class HostSettings(msgspec.Struct, frozen=True):
     """The limits of a host. Times in seconds."""
 
@@ -110,11 +114,13 @@ class Host:
         self._kinds = kinds
         self._decoder = msgspec.msgpack.Decoder(Request)
         self._encoder = msgspec.msgpack.Encoder()
-        self._lease_from_s = float("-inf")
+        self._heard_s = float("-inf")
         self._cut_off_s = float("-inf")
-        self._proving = False
+        self._proved = self._proving = False
+        self._gaps = 0
         self._background = Background()
         self._deadlines = Deadlines()
+        self._comparing = 0
         self._inside: dict[str, Callable[[Answer], None]] = {}
         self._inside_names = count()
         self._ids: Batcher[tuple[str, str], Landed] = Batcher(self._find_many)
@@ -143,7 +149,8 @@ class Host:
         self._broker.on_lost(self._cut_off)
         self._broker.on_reconnect(self._reconnected)
         await self.ownership.start()
-        for work in (self._commits.run(), self._relay.run(), self.reminders.run(), self._tidy_forever()):
+        own = (self._tidy_forever(), self._store_positions_forever())
+        for work in (self._commits.run(), self._relay.run(), self.reminders.run(), *own):
             self._background.spawn(work)
 
     async def stop(self) -> None:
@@ -163,24 +170,28 @@ class Host:
         """
         if sent_s <= self._cut_off_s:
             return
-        if sent_s - self._lease_from_s < self.settings.lease_s:
-            self._lease_from_s = max(self._lease_from_s, sent_s)
-        elif not self._proving:
+        if sent_s - self._heard_s >= self.settings.lease_s:
+            self._proved = False
+            self._gaps += 1
+        self._heard_s = max(self._heard_s, sent_s)
+        if not self._proved and not self._proving:
             self._proving = True
-            self._background.spawn(self._prove(sent_s))
+            self._background.spawn(self._prove())
 
-    async def _prove(self, sent_s: float) -> None:
+    async def _prove(self) -> None:
         try:
+            gaps = self._gaps
             proved = await self._commits.prove()
+            self._proved = proved and gaps == self._gaps
         finally:
             self._proving = False
-        if proved and sent_s > self._cut_off_s:
-            self._lease_from_s = max(self._lease_from_s, sent_s)
 
     def _cut_off(self) -> None:
         """From here on placement may give our partitions away: nothing that it said before counts."""
         self._cut_off_s = self._clock.monotonic_s()
-        self._lease_from_s = float("-inf")
+        self._heard_s = float("-inf")
+        self._proved = False
+        self._gaps += 1
 
     def _reconnected(self) -> None:
         self._cut_off()
@@ -231,6 +242,10 @@ class Host:
         if partition is None or not partition.admitting:
             self.answer(received.reply, FENCED)
         elif isinstance(request, Compare):
+            if self._comparing >= COMPARING:
+                self.answer(received.reply, self._busy())
+                return
+            self._comparing += 1
             self._background.spawn(self._compare(request, partition, received.reply))
         else:
             self._admit(request, received.reply, until_s, partition)
@@ -297,6 +312,8 @@ class Host:
         except StoreUnavailable:
             self.answer(reply, AWAY)
             return
+        finally:
+            self._comparing -= 1
         self.answer(reply, Compared(partition.owner, tuple(heads.get(stream, 0) for stream in compare.streams)))
 
     async def _still_owned(self, partition: Partition) -> bool:
@@ -375,6 +392,9 @@ class Host:
             if item.rounds > ATTEMPTS:
                 self.answer(item.reply, self._busy())
                 return
+            if isinstance(item.request, Query) and outcome.settle:
+                self._background.spawn(self._ask_again(activation, item))
+                return
             activation.paused = True
             self._background.spawn(self._look_up(activation, item, outcome))
             return
@@ -389,7 +409,21 @@ class Host:
 
     def lease_fresh(self) -> bool:
         """Whether an answer that commits nothing may be given without asking the log."""
-        return self._clock.monotonic_s() - self._lease_from_s < self.settings.lease_s
+        return self._proved and self._clock.monotonic_s() - self._heard_s < self.settings.lease_s
+
+    async def _ask_again(self, activation: Activation, item: Item) -> None:
+        """A denial is judged anew when what is under way has landed; nobody else waits for that."""
+        try:
+            await self._commits.settle(activation, 5.0)
+        except StoreUnavailable:
+            self.answer(item.reply, AWAY)
+            return
+        if activation.dead:
+            self.answer(item.reply, FENCED)
+            return
+        activation.mailbox.append(item)
+        if not activation.paused:
+            self._drain(activation)
 
     async def _look_up(self, activation: Activation, item: Item, lookup: Lookup) -> None:
         refused: Refused | None = None
@@ -406,10 +440,12 @@ class Host:
         if activation.dead:
             self.answer(item.reply, FENCED)
             return
-        if refused is not None:
+        if refused is None:
+            self._turn(activation, item)
+        elif refused.code is Code.FENCED:
             self.answer(item.reply, refused)
         else:
-            self._turn(activation, item)
+            self._end(activation, item, Outcome(refused))
         self._drain(activation)
 
     async def _find_out(self, activation: Activation, item: Item, lookup: Lookup) -> None:
@@ -470,13 +506,20 @@ class Host:
         }
         return Viewed(activation.committed, msgspec.json.encode(standing))
 
-    async def _tidy_forever(self) -> None:
-        """Once a second: store sampled positions, drop what is idle or too much, report depths."""
-        settings = self.settings
+    async def _store_positions_forever(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             try:
                 await self._signals.store()
+            except Exception:
+                log.exception("positions could not be stored")
+
+    async def _tidy_forever(self) -> None:
+        """Once a second: drop what is idle or too much, report depths."""
+        settings = self.settings
+        while True:
+            await asyncio.sleep(1.0)
+            try:
                 self.activations.collect(
                     settings.idle_s,
                     settings.idle_over_s,

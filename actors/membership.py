@@ -58,7 +58,7 @@ class HostMember:
         self._heard_leaving = False
         self._alone = False
         self._awaited: set[int] = set()
-        self._freed: dict[int, int] = {}
+        self._freed: dict[int, float] = {}
         self._patience_until_s = 0.0
         self._background = Background()
 
@@ -128,15 +128,14 @@ class HostMember:
                     self._host.activations.deepest(),
                 )
                 answer = await self._broker.request(HEARTBEAT_SUBJECT, _encoder.encode(beat), 2 * HEARTBEAT_S)
+                self._told(answer)
+                self._host.leased(sent_s)
+                self._heard_leaving = beat.leaving
+                self._alone = beat.leaving and bool(self._table.owners.get(settings.incarnation))
             except (RequestTimeout, NoResponders, BrokerUnavailable):
                 self._metrics.count("heartbeats_missed")
             except Exception:
                 log.exception("a heartbeat failed")
-            else:
-                self._host.leased(sent_s)
-                self._told(answer)
-                self._heard_leaving = beat.leaving
-                self._alone = beat.leaving and bool(self._table.owners.get(settings.incarnation))
             await _any_news(self._beat_now, max(0.0, sent_s + HEARTBEAT_S - self._clock.monotonic_s()))
 
     # --- the table -------------------------------------------------------------------------------------------------
@@ -162,9 +161,12 @@ class HostMember:
         self._awaited = set()
         if self._clock.monotonic_s() < self._patience_until_s:
             coming = {n for giver, given in table.giving.items() if giver != me for n in given}
-            free = {n for n, version in self._freed.items() if version >= table.version}
+            now_s = self._clock.monotonic_s()
+            free = {n for n, heard_s in self._freed.items() if now_s - heard_s < HANDOVER_S}
             self._awaited = (coming & mine) - self._host.partitions.keys() - free
         await self._host.ownership.end(table.ended)
+        if self._table is not table:
+            return
         await self._host.assign(mine, self._awaited, giving)
         await self._hand_over(table, giving)
 
@@ -186,7 +188,7 @@ class HostMember:
 
     async def _take(self, handover: Handover, reply: str) -> None:
         """The old owner may have heard of the table before us: then `_carry_out` finds these free."""
-        self._freed.update(dict.fromkeys(handover.partitions, handover.version))
+        self._freed.update(dict.fromkeys(handover.partitions, self._clock.monotonic_s()))
         self._patience_until_s = self._clock.monotonic_s() + HANDOVER_S
         await self._host.ownership.retake(handover.partitions)
         self._awaited.difference_update(handover.partitions)
@@ -267,18 +269,22 @@ class PlacementService:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(PROBE_S)
-            hears = await self._hears()
-            now_s = self._clock.monotonic_s()
-            if not hears:
-                continue
-            if self.placement.tick(now_s):
-                self._metrics.count("failovers")
-                self._announce("heartbeats stopped")
-            for beat, for_s in self.placement.silent(now_s):
-                if self._end is not None and beat.process and beat.process not in self._ending:
-                    self._ending.add(beat.process)
-                    self._background.spawn(self._end_process(beat, for_s))
-            await asyncio.gather(*(self._probe(beat.incarnation) for beat in self.placement.hosts().values()))
+            try:
+                if await self._hears():
+                    await self._look()
+            except Exception:
+                log.exception("the hosts could not be looked after")
+
+    async def _look(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if self.placement.tick(now_s):
+            self._metrics.count("failovers")
+            self._announce("heartbeats stopped")
+        for beat, for_s in self.placement.silent(now_s):
+            if self._end is not None and beat.process and beat.process not in self._ending:
+                self._ending.add(beat.process)
+                self._background.spawn(self._end_process(beat, for_s))
+        await asyncio.gather(*(self._probe(beat.incarnation) for beat in self.placement.hosts().values()))
 
     async def _hears(self) -> bool:
         """Silence counts only while our own hearing is proved: a PONG comes behind every heartbeat there was for us.

@@ -103,10 +103,12 @@ class Ownership:
 
         Those in `later` are not taken yet: their owner hands them over. Those in `giving` are not released yet.
         """
-        self.wanted = set(wanted)
+        mine = self.wanted = set(wanted)
         async with self._moving:
+            if self.wanted is not mine:
+                return  # somebody knows better by now
             await self.release([n for n in self.partitions if n not in self.wanted and n not in giving])
-        await self.retake(self.wanted - self.partitions.keys() - set(later))
+        await self.retake(self.wanted - set(later))
 
     async def hand_over(self, numbers: Sequence[int]) -> None:
         """Release these for another host, which is told when this returns."""
@@ -117,9 +119,9 @@ class Ownership:
         """End the writing connections of hosts that were given up, each once: a paused one may hold a transaction open."""
         fresh = [number for number in writers if number not in self._ended]
         if fresh:
-            self._ended.update(fresh)
             try:
                 await self._log.end_writers(fresh)
+                self._ended.update(fresh)
             except (StoreUnavailable, OutcomeUnknown) as error:
                 log.warning("writers of lost hosts were not ended: %s", error)
 

@@ -1,6 +1,7 @@
 """Which host owns which partition: rendezvous hashing over the live hosts, and who is alive."""
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -80,6 +81,10 @@ def assign(hosts: Iterable[str], partitions: Iterable[int] = range(PARTITIONS)) 
     return {name: tuple(owned) for name, owned in owners.items()}
 
 
+REPLACED: Final = 1_000
+"""Incarnations that are remembered to be gone for good."""
+
+
 class Handover(msgspec.Struct, frozen=True, array_like=True):
     """From the old owner to the new one: by the table of this version, these partitions are free now."""
 
@@ -105,7 +110,7 @@ class Placement:
     def __init__(self, version: int, expected: int = 0) -> None:
         self._version = version
         self._expected = expected
-        self._replaced: dict[str, str] = {}
+        self._replaced: OrderedDict[str, None] = OrderedDict()
         self._hosts: dict[str, Seen] = {}
         self._silent: dict[str, Seen] = {}
         self._ended: list[tuple[int, float]] = []
@@ -126,12 +131,12 @@ class Placement:
         self._now_s = now_s
         if not self._hosts and not self._table.version:
             self._listen_until_s = now_s + HEARTBEAT_S * MISSED
-        if self._replaced.get(heartbeat.name) == heartbeat.incarnation:
+        if heartbeat.incarnation in self._replaced:
             return False
         self._version = max(self._version, heartbeat.version)
         before = self._hosts.get(heartbeat.name)
         if before is not None and before.heartbeat.incarnation != heartbeat.incarnation:
-            self._replaced[heartbeat.name] = before.heartbeat.incarnation
+            self._replace(before.heartbeat.incarnation)
             self._give_up(before.heartbeat)
         self._hosts[heartbeat.name] = Seen(heartbeat, now_s)
         self._silent.pop(heartbeat.name, None)
@@ -153,6 +158,12 @@ class Placement:
             del self._silent[name]
         return [(seen.heartbeat, now_s - seen.at_s) for seen in self._silent.values()]
 
+    def _replace(self, incarnation: str) -> None:
+        """Nothing of this life is to be heard again."""
+        self._replaced[incarnation] = None
+        if len(self._replaced) > REPLACED:
+            self._replaced.popitem(last=False)
+
     def forget_silent(self, name: str) -> None:
         """The process of this host has been ended."""
         self._silent.pop(name, None)
@@ -167,8 +178,8 @@ class Placement:
         The last host is kept, as in `tick`.
         """
         names = [name for name, seen in self._hosts.items() if seen.heartbeat.incarnation == incarnation]
-        for name in names if for_good else ():
-            self._replaced[name] = incarnation
+        if names and for_good:
+            self._replace(incarnation)
         if not names or len(self._hosts) == 1:
             return False
         self._give_up(self._hosts.pop(names[0]).heartbeat)
@@ -208,15 +219,15 @@ class Placement:
     def _giving(self, owners: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
         """What the live hosts are to hand over: what they own by the last table and not by this one.
 
-        A handover that is still under way to the same owner goes on.
+        What was to be handed over by that one may be with either of the two still: both are named, who has it gives it.
         """
         alive = {seen.heartbeat.incarnation for seen in self._hosts.values()}
         now = {partition: owner for owner, owned in owners.items() for partition in owned}
         was = {partition: owner for owner, owned in self._table.owners.items() for partition in owned}
-        givers = {p: giver for giver, given in self._table.giving.items() for p in given if now[p] == was.get(p)}
-        givers |= {p: owner for p, owner in was.items() if now.get(p) != owner}
+        givers = {(p, giver) for giver, given in self._table.giving.items() for p in given if was.get(p) in alive}
+        givers |= {(p, owner) for p, owner in was.items() if now.get(p) != owner}
         giving: dict[str, list[int]] = {}
-        for partition, giver in sorted(givers.items()):
+        for partition, giver in sorted(givers):
             if giver in alive and now.get(partition) not in (None, giver):
                 giving.setdefault(giver, []).append(partition)
         return {giver: tuple(given) for giver, given in giving.items()}

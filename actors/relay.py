@@ -36,8 +36,12 @@ class Outgoing(msgspec.Struct):
 
 
 class Progress(msgspec.Struct):
-    """How far a partition's log was published, how far the broker is known to have it, and the cursor that is stored."""
+    """How far a partition's log was published, how far the broker is known to have it, and the cursor that is stored.
 
+    `owner` is the takeover position under which the host speaks.
+    """
+
+    owner: int
     published: int
     confirmed: int
     saved: int
@@ -77,7 +81,7 @@ class Relay:
     def publish(self, outgoing: Iterable[Outgoing], committed_ms: int) -> None:
         for out in outgoing:
             self._deliver(out.activation.stream, out.owner, out.publications, committed_ms)
-            for user_id, data in out.activation.rules.hints(out.activation.state, out.events):
+            for user_id, data in out.activation.rules.hints(out.activation.stable(), out.events):
                 self.send(user_subject(user_id), self._encoder.encode(Hint(user_id, data)))
 
     def ephemeral(self, stream: str, owner: int, publication: Publication) -> None:
@@ -92,7 +96,9 @@ class Relay:
     async def take_over(self, taken: Mapping[int, Takeover]) -> None:
         """Publish again whatever the former owners may not have published, before anything new is said."""
         for number, takeover in taken.items():
-            progress = self._progress[number] = Progress(takeover.position, takeover.cursor, takeover.cursor)
+            progress = self._progress[number] = Progress(
+                takeover.position, takeover.position, takeover.cursor, takeover.cursor
+            )
             if takeover.cursor < takeover.position - 1:
                 await self._publish_again(number, progress)
 
@@ -200,7 +206,7 @@ class Relay:
                 rules = self._kinds[entry.stream.partition(":")[0]]
                 runs.setdefault(entry.stream, []).append(Publication(entry.offset, rules.publication(entry.body)))
             for stream, publications in runs.items():
-                self._deliver(stream, end, publications)
+                self._deliver(stream, progress.owner, publications)
             after = page[-1][0]
             self._metrics.count("republished", len(page))
             await asyncio.sleep(0)

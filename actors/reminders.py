@@ -15,7 +15,7 @@ from typing import Final
 from actors.turn import OVER
 from domain.channels import STREAM_KINDS, stream_partition
 from domain.commands import SYSTEM, Accepted, Answer, Command, Reminder
-from domain.errors import RETRYABLE, Refused
+from domain.errors import Code, Refused
 from domain.ports import Clock, Metrics, OutcomeUnknown, PartitionLog, StoreUnavailable, Turn
 
 log = logging.getLogger(__name__)
@@ -25,11 +25,13 @@ HORIZON_MS: Final = 60_000
 PAGE: Final = 2_000
 AT_ONCE: Final = 64
 """Reminders that may be under way; after an outage all that are overdue fire in order, at the pace of their commits."""
-PATIENCE_MS: Final = 10_000
+PATIENCE_S: Final = 10.0
 """A firing without an answer is repeated after this."""
-RETRY_MS: Final = 1_000
-REFUSED_MS: Final = 60_000
-"""A firing that the rules refuse although the reminder stands is tried again after this."""
+RETRY_S: Final = 1.0
+REFUSED_S: Final = 60.0
+"""A firing that fails, or that the rules refuse although the reminder stands, is tried again after this, here or not."""
+SORE: Final = 10_000
+"""Such reminders as are remembered."""
 LONGEST_SLEEP_S: Final = 1.0
 
 Submit = Callable[[Command, Callable[[Answer], None]], None]
@@ -52,8 +54,13 @@ class Reminders:
         self._submit = submit
         self._owned = owned
         self._near: dict[tuple[str, str], Reminder] = {}
-        self._heap: list[tuple[int, int, Reminder]] = []
-        self._firing: dict[Reminder, int] = {}
+        self._heap: list[tuple[float, int, Reminder]] = []
+        """By the wall clock: what becomes due."""
+        self._again: list[tuple[float, int, Reminder]] = []
+        """By the monotonic clock: what is tried again."""
+        self._firing: dict[Reminder, float] = {}
+        self._not_before: dict[Reminder, float] = {}
+        self._moved: set[tuple[str, str]] | None = None
         self._over: list[Reminder] = []
         self._pushed = 0
         self._known_until_ms = 0
@@ -112,49 +119,63 @@ class Reminders:
         """
         before, partitions = self._known_until_ms, list(self._owned())
         until_ms = self._known_until_ms = self._clock.now_ms() + HORIZON_MS
+        moved = self._moved = set()
         try:
             rows = await self._log.reminders(partitions, until_ms + 1, PAGE)
         except BaseException:
             self._known_until_ms = before
             raise
+        finally:
+            self._moved = None
         if self._known_until_ms != until_ms:
             return  # partitions came meanwhile: read again
+        owned = set(self._owned())
         for reminder in rows:
-            if self._near.get((reminder.stream, reminder.name)) != reminder:
+            key = (reminder.stream, reminder.name)
+            if key not in moved and key not in self._near and stream_partition(reminder.stream) in owned:
                 self._add(reminder)
         if len(rows) == PAGE:
             self._known_until_ms = rows[-1].due_at
 
-    def _add(self, reminder: Reminder, at_ms: int = 0) -> None:
+    def _add(self, reminder: Reminder) -> None:
         self._near[reminder.stream, reminder.name] = reminder
         self._pushed += 1
-        heapq.heappush(self._heap, (at_ms or reminder.due_at, self._pushed, reminder))
+        if reminder in self._not_before:
+            heapq.heappush(self._again, (self._not_before[reminder], self._pushed, reminder))
+        else:
+            heapq.heappush(self._heap, (reminder.due_at, self._pushed, reminder))
         self._wake.set()
 
     def _take_out(self, key: tuple[str, str]) -> None:
+        if self._moved is not None:
+            self._moved.add(key)
         reminder = self._near.pop(key, None)
         if reminder is not None:
             self._firing.pop(reminder, None)
+            self._not_before.pop(reminder, None)
 
     def _sleep_s(self) -> float:
-        if not self._heap or len(self._firing) >= AT_ONCE:
+        if len(self._firing) >= AT_ONCE:
             return LONGEST_SLEEP_S
-        return min(LONGEST_SLEEP_S, max(0.001, (self._heap[0][0] - self._clock.now_ms()) / 1000))
+        due_s = (self._heap[0][0] - self._clock.now_ms()) / 1000 if self._heap else LONGEST_SLEEP_S
+        again_s = self._again[0][0] - self._clock.monotonic_s() if self._again else LONGEST_SLEEP_S
+        return min(LONGEST_SLEEP_S, max(0.001, min(due_s, again_s)))
 
     def _fire_due(self) -> None:
-        now_ms = self._clock.now_ms()
-        for reminder in [r for r, until_ms in self._firing.items() if until_ms < now_ms]:
-            self._again(reminder, now_ms)
-        while self._heap and self._heap[0][0] <= now_ms and len(self._firing) < AT_ONCE:
-            reminder = heapq.heappop(self._heap)[2]
-            if self._near.get((reminder.stream, reminder.name)) is reminder and reminder not in self._firing:
-                self._fire(reminder, now_ms)
+        now_ms, now_s = self._clock.now_ms(), self._clock.monotonic_s()
+        for reminder in [r for r, until_s in self._firing.items() if until_s < now_s]:
+            self._retry(reminder, now_s)
+        for queue, now in ((self._again, now_s), (self._heap, float(now_ms))):
+            while queue and queue[0][0] <= now and len(self._firing) < AT_ONCE:
+                reminder = heapq.heappop(queue)[2]
+                if self._near.get((reminder.stream, reminder.name)) is reminder and reminder not in self._firing:
+                    self._fire(reminder, now_s)
         oldest_ms = min((reminder.due_at for reminder in self._firing), default=now_ms)
         self._metrics.gauge("reminders_near", len(self._near))
         self._metrics.gauge("oldest_overdue_reminder_s", max(0, now_ms - oldest_ms) / 1000)
 
-    def _fire(self, reminder: Reminder, now_ms: int) -> None:
-        self._firing[reminder] = now_ms + PATIENCE_MS
+    def _fire(self, reminder: Reminder, now_s: float) -> None:
+        self._firing[reminder] = now_s + PATIENCE_S
         kind, _, stream_id = reminder.stream.partition(":")
         known = next(known for known in STREAM_KINDS if known == kind)
         command = Command(
@@ -166,23 +187,28 @@ class Reminders:
     def _answered(self, reminder: Reminder, answer: Answer) -> None:
         if self._firing.pop(reminder, None) is None:
             return
-        now_ms = self._clock.now_ms()
+        now_s = self._clock.monotonic_s()
         if answer == OVER or (isinstance(answer, Accepted) and answer.replayed):
             self._take_out((reminder.stream, reminder.name))
             self._over.append(reminder)
             self._wake.set()
-        elif isinstance(answer, Refused) and answer.code in RETRYABLE:
-            self._again(reminder, now_ms + RETRY_MS)
+        elif isinstance(answer, Refused) and answer.code in (Code.FENCED, Code.BUSY):
+            self._retry(reminder, now_s + RETRY_S)
         else:
             log.error("%s of %s stands although it fired: %r", reminder.name, reminder.stream, answer)
-            self._again(reminder, now_ms + REFUSED_MS)
+            if len(self._not_before) >= SORE:
+                del self._not_before[next(iter(self._not_before))]
+            self._not_before[reminder] = now_s + REFUSED_S
+            self._retry(reminder, now_s + REFUSED_S)
         if len(self._firing) < AT_ONCE:
             self._wake.set()
 
-    def _again(self, reminder: Reminder, at_ms: int) -> None:
+    def _retry(self, reminder: Reminder, at_s: float) -> None:
         self._firing.pop(reminder, None)
         if self._near.get((reminder.stream, reminder.name)) is reminder:
-            self._add(reminder, at_ms)
+            self._pushed += 1
+            heapq.heappush(self._again, (at_s, self._pushed, reminder))
+            self._wake.set()
 
     async def _drop_over(self) -> None:
         """Remove from the store what turned out to be over."""

@@ -89,8 +89,9 @@ def attempt(
         assert isinstance(item.request, Command)
         return _command(activation, item, item.request, now_ms, find)
     except Refusal as refusal:
-        if isinstance(item.request, Query) and activation.tentative:
+        if isinstance(item.request, Query) and activation.tentative and not item.settled:
             # What would allow it may be in the database already, and its commit not yet told to us.
+            item.settled = True
             return Lookup(settle=True)
         return Outcome(refusal.refused, durable=isinstance(item.request, Query))
 
