@@ -24,6 +24,7 @@ from actors.router import BrokerRouter
 from benchmarks.load.sockets import CALLS, ChatSocket, SocketFailed
 from benchmarks.load.ticker import Ticker
 from deploy.connections import SystemClock
+from domain.channels import command_subject, stream_partition
 from domain.commands import Accepted, Actor, Command, Query, Status, canonical_json
 from domain.errors import RETRYABLE, Refusal
 from domain.ports import Device as LoginDevice
@@ -33,7 +34,7 @@ from storage.broker import NatsBroker
 from storage.engine import Database
 from storage.sessions import SqlSessions
 from storage.tokens import JwtIssuer, SigningKeys
-from tests.support.oracle import Evidence, Sent
+from tests.support.oracle import ONCE, Evidence, Sent
 from tests.support.parts import Parts
 
 ANSWER_S: Final = 5.0
@@ -525,6 +526,8 @@ class Crowd:
     async def furnish(self, rooms: int, *, members: int = 2, writers: int = 1, sockets: bool = True) -> None:
         """Open so many conversations with so many members each, the first `writers` of whom will write in it.
 
+        Without writers nobody says anything by themselves.
+
         With `sockets` every member has a device that follows the conversation; returns when all are online. Without,
         nobody follows anything and the writers speak to the hosts by NATS.
         """
@@ -574,7 +577,8 @@ class Crowd:
     async def talk(self, rate: float, seconds: float, meanwhile: Callable[[], Awaitable[object]] | None = None) -> None:
         """Send `rate` messages a second, spread evenly over all conversations, for so long or for as long as `meanwhile`
         runs if that is longer. An open loop: who waits for an answer does not send later because of it."""
-        rooms = itertools.cycle([(stream, itertools.cycle(writers)) for stream, writers in self.rooms])
+        talking = [(stream, itertools.cycle(writers)) for stream, writers in self.rooms if writers]
+        rooms = itertools.cycle(talking)
         sent = 0
 
         def send_due() -> None:
@@ -628,6 +632,17 @@ class Crowd:
         for message in self.evidence.sent.values():
             if message.attempts and not message.acked and not message.refused:
                 await self._ask_whether_it_landed(message)
+
+    async def say_once(self, stream: str, text: str) -> None:
+        """A message to the stream's owner from somebody who waits for no answer and will not send it again."""
+        by = self.evidence.opened[stream][0]
+        now_s = perf_counter()
+        message = Sent(str(uuid_utils.uuid7()), stream, by, text, now_s, now_s, ONCE, 1)
+        self.evidence.sent[message.id] = message
+        payload = canonical_json({"text": text})
+        command = Command("conversation", stream[13:], "send", Actor("user", by, ONCE), message.id, payload)
+        assert self._broker is not None
+        await self._broker.publish(command_subject(stream_partition(stream)), msgspec.msgpack.encode(command))
 
     async def _ask_whether_it_landed(self, message: Sent) -> None:
         query = Query("conversation", message.stream[13:], "status", Actor("user", message.by, "s"), message.id)

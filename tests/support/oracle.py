@@ -26,6 +26,8 @@ from storage.engine import Database
 
 TAKEOVER = "takeover"
 POSTED = "message.posted"
+ONCE = "once"
+"""The connection of a message that its sender does not wait for: nobody is kept waiting by it."""
 
 
 class Sent(msgspec.Struct):
@@ -376,7 +378,7 @@ def _gaps(evidence: Evidence, began_s: float, ended_s: float) -> dict[str, list[
     """Of each stream the times between acknowledged writes, as (length, end)."""
     acked: dict[str, list[float]] = defaultdict(list)
     for message in evidence.sent.values():
-        if began_s <= message.due_s <= ended_s:
+        if began_s <= message.due_s <= ended_s and message.connection != ONCE:
             acked[message.stream]
         if message.acked and began_s <= message.acked_s <= ended_s:
             acked[message.stream].append(message.acked_s)

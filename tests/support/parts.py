@@ -145,6 +145,18 @@ class Part:
         """SIGSTOP: it keeps its connections and answers nothing."""
         self._signal(signal.SIGSTOP)
 
+    def set_trap(self, bait: str) -> None:
+        """The host will get SIGSTOP at the very moment when it has decided to commit this text, and has not begun to."""
+        draft = self._file("trap.draft")
+        draft.write_text(bait)
+        draft.replace(self._file("trap"))
+
+    async def trapped(self, limit_s: float = 30.0) -> None:
+        """Return when the host has stopped. Raises TimeoutError."""
+        async with asyncio.timeout(limit_s):
+            while not self.paused:
+                await asyncio.sleep(0.005)
+
     def resume(self) -> None:
         """SIGCONT."""
         self._signal(signal.SIGCONT)
@@ -219,7 +231,8 @@ class Part:
         return dict(json.loads(path.read_text()))
 
     def commits(self) -> list[dict[str, Any]]:
-        """What all lives of a host have committed: incarnation, time, and per partition the first and the last position."""
+        """What all lives of a host have committed: incarnation, time, per partition the first and the last position, and which
+        partitions somebody else was found to have taken."""
         path = self._file("commits")
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
