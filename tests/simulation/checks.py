@@ -8,6 +8,7 @@ from actors.activation import MAILBOX
 from domain.channels import stream_partition
 from domain.chat import MessagePosted
 from domain.order_state import OrderState
+from domain.order_table import TERMINAL
 from domain.order_turn import held_keys
 from domain.orders import OrderRules
 from domain.policy import DEFAULT_POLICY
@@ -90,8 +91,9 @@ def shown(ledger: Ledger, devices: Iterable[Device], store: MemoryStore) -> Iter
         for stream, entries in sorted(store.streams.items()):
             if stream in device.disk.channels and ledger.shown.get((device.name, stream), 0) != len(entries):
                 yield f"shown: {device.name} has shown {stream} up to {ledger.shown.get((device.name, stream), 0)} of {len(entries)}"
-            members = members_of(stream, entries)
-            if device.user in members and stream not in device.disk.channels:
+            if stream not in device.disk.channels and device.user in members_of(stream, entries):
+                if stream.startswith("order:") and replayed_order(stream, entries).state in TERMINAL:
+                    continue  # `sync` names only those that are not over
                 yield f"shown: {device.name} has never heard of {stream}"
 
 

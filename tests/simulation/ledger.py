@@ -59,7 +59,7 @@ class Ledger:
         self.violations: list[str] = []
         self.writes: dict[str, Write] = {}
         self.known: dict[str, int] = {}
-        """The end of each stream that somebody has been told or shown."""
+        """The end of each stream, as it was acknowledged to somebody."""
         self.shown: dict[tuple[str, str], int] = {}
         """By (device, stream): the last offset."""
         self.owners: dict[tuple[str, str], int] = {}
@@ -136,7 +136,6 @@ class Ledger:
             return
         self.compare(device, stream, offset, data)
         self.shown[device, stream] = offset
-        self._know(stream, offset)
 
     def compare(self, device: str, stream: str, offset: int, data: bytes) -> None:
         """What somebody sees at an offset is what the log has there."""
@@ -165,7 +164,7 @@ class Ledger:
     # --- reads -------------------------------------------------------------------------------------------------------
 
     def read(self, device: str, what: str, stream: str, floor: int, head: int) -> None:
-        """An answer says that the stream goes up to `head`; `floor` was known to somebody before it was asked for."""
+        """An answer says that the stream goes up to `head`; `floor` had been acknowledged before it was asked for."""
         self.counts[f"read {what}"] += 1
         end = self._database.store.end(stream)
         if head < floor:
@@ -174,7 +173,6 @@ class Ledger:
             )
         if head > end:
             self.broken("true answers", f"{device} is told by {what} that {stream} is at {head}: it ends at {end}")
-        self._know(stream, min(head, end))
 
     def status(self, device: str, write: Write, acked_before: bool, known: bool, offset: int | None) -> None:
         """What `write.status` said; `acked_before`: the write had been acknowledged before it was asked."""

@@ -123,6 +123,7 @@ def _swarm(chance: random.Random) -> Profile:
             page_bytes=chance.choice((1_024, 262_144)),
             linger_s=chance.choice((1.0, 30.0)),
             drain_s=1.0,
+            audit_s=chance.choice((0, 0, 5, 30)),
         ),
         shuffled=drawn() < 0.8,
         ends_hosts=drawn() < 0.5,

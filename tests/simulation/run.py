@@ -16,7 +16,7 @@ from domain.aggregate import Account, WorkerProfile
 from domain.orders import OrderRules
 from tests.simulation import checks
 from tests.simulation.chaos import Chaos
-from tests.simulation.ledger import Ledger
+from tests.simulation.ledger import Ledger, Write
 from tests.simulation.profiles import Profile, draw
 from tests.simulation.rules import RemindingChat
 from tests.simulation.stories import Job, Talk
@@ -200,12 +200,13 @@ class Simulation:
         """Conversations by REST, as apps do it: with the conversation's id as the write's."""
         cluster, profile = self.cluster, self.profile
         users = list(dict.fromkeys(device.user for device in self.devices))
+        opened: list[Write] = []
         for number in range(profile.rooms):
             opener = self.devices[number % len(self.devices)]
             made = cluster.new_id(opener.clock)
             others = [user for user in users if user != opener.user][: 1 + number % 2]
-            opener.write(f"conversation:{made}", "open", {"member_ids": [opener.user, *others]}, made)
-        while any(device.disk.outbox.get(s) for device in self.devices for s in list(device.disk.outbox)):
+            opened.append(opener.write(f"conversation:{made}", "open", {"member_ids": [opener.user, *others]}, made))
+        while not all(write.over for write in opened):
             await asyncio.sleep(0.1)
 
     async def _watch(self) -> None:
@@ -218,6 +219,7 @@ class Simulation:
         """Wait until everybody has seen everything; not for ever. Hints may have been lost: people pull to refresh."""
         for device in self.devices:
             device.process.call(0.0, device.sync)
+        await asyncio.sleep(1.0)
         until_s = self.loop.time() + self.profile.settle_s
         while not all(device.settled for device in self.devices):
             if self.loop.time() > until_s:

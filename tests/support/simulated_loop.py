@@ -171,11 +171,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return handle
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> Any:
+        if self._disposed:
+            coro.close()  # begun by a `finally` of what is being ended
         task = SimulatedTask.__new__(SimulatedTask)
         task._number = next(self._numbers)
         process = (context.get(_PROCESS) if context is not None else _PROCESS.get()) or self.root
         task.__init__(coro, loop=self, name=name or process.name, context=context)  # type: ignore[misc]
         task.home = process
+        if self._disposed:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
         return task
 
     def _note(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -62,7 +62,8 @@ class Wire:
         self._quality = quality
         self._gateway = gateway
         self._client = client
-        self._up: deque[bytes] = deque()
+        self._up: deque[bytes | None] = deque()
+        """What is on its way; None is the handshake."""
         self._down: deque[tuple[bytes, int, str]] = deque()
         self._unread: deque[tuple[bytes, int, str]] = deque()
         self._held_back: deque[bytes] = deque()
@@ -76,7 +77,8 @@ class Wire:
         self.ended = False
         """Whether the client has been told that it is over."""
         self._up_at_s = loop.time() + 2 * self._latency()
-        self._schedule(gateway.process, self._up_at_s, self._open)
+        self._up.append(None)
+        self._schedule(gateway.process, self._up_at_s, self._arrive)
 
     def _latency(self) -> float:
         quality, drawn = self._quality, self._chance.random
@@ -89,10 +91,9 @@ class Wire:
         self._loop.later(process, at_s - self._loop.time(), callback, *args)
 
     def _open(self) -> None:
-        if not self.broken:
-            self.connection = self._gateway.accept(self)
-            if self.connection is None:
-                self._put((b"", GONE, "refused"))
+        self.connection = self._gateway.accept(self)
+        if self.connection is None:
+            self._put((b"", GONE, "refused"))
 
     # --- the client's side -----------------------------------------------------------------------------------------
 
@@ -175,9 +176,11 @@ class Wire:
         if self.broken or not self._up:
             return
         frame = self._up.popleft()
-        if self.connection is None:
+        if frame is None:
+            self._open()
+        elif self.connection is None:
             return
-        if self._taking:
+        elif self._taking:
             self.connection.received(frame)
         else:
             self._held_back.append(frame)

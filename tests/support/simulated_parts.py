@@ -257,7 +257,7 @@ class Wiring:
         return HostMember(part.host, part.broker, part.clock, NO_METRICS)
 
     def gateway(self, cluster: "Cluster", part: GatewayPart) -> GatewayServer:
-        return GatewayServer(
+        ports: tuple[Any, ...] = (
             msgspec.structs.replace(cluster.gateway_settings, name=part.incarnation),
             part.router,
             part.broker,
@@ -268,6 +268,9 @@ class Wiring:
             lambda: cluster.new_id(part.clock),
             NO_METRICS,
         )
+        server = GatewayServer(*ports)
+        server._board = Switchboard(*ports, random.Random(f"{part.incarnation} {cluster.chance.random()}").random)
+        return server
 
     def connection(self, board: Switchboard, wire: Wire) -> Connection:
         return NumberedConnection(board, wire)

@@ -275,8 +275,19 @@ class SimulatedDatabase:
     # --- open transactions -----------------------------------------------------------------------------------------
 
     def lock(self, partitions: Sequence[int], session: "Session") -> None:
+        """The session inserts rows: until its transaction ends nobody else can. A client that says nothing is rolled back."""
+        if any(partition in self.locks for partition in partitions):
+            raise StoreUnavailable("a deadlock")
         for partition in partitions:
             self.locks[partition] = (session, self.loop.create_future())
+        self.loop.later(self.process, _IDLE_S, self._roll_back_idle, session, session.transaction)
+
+    def _roll_back_idle(self, session: "Session", transaction: int) -> None:
+        held = [partition for partition, (holder, _) in self.locks.items() if holder is session]
+        if held and session.transaction == transaction:
+            session.transaction += 1
+            for partition in held:
+                self.unlock(partition)
 
     def roll_back(self, session: "Session") -> None:
         """The client has ended its transaction, or its connection is gone: the server hears of it in a moment."""
@@ -308,7 +319,7 @@ class Session:
         self.process = process
         self.owner = owner
         self.transaction = 0
-        """Goes up whenever the server ends what this connection had open."""
+        """Goes up with each one that begins, and whenever the server ends what this connection had open."""
 
 
 class Remote:
@@ -390,24 +401,13 @@ class SimulatedLog(Remote):
     async def _begin(self, partitions: Sequence[int]) -> None:
         """Insert the rows; from here to the end of the transaction nobody else can."""
         database, session = self._database, self._session
-        if any(holder is session for holder, _ in database.locks.values()):
-            session.transaction += 1  # what an earlier connection of ours has left open is ended by the next one
-            for partition in [p for p, (holder, _) in database.locks.items() if holder is session]:
-                database.unlock(partition)
+        session.transaction += 1
+        for partition in [p for p, (holder, _) in database.locks.items() if holder is session]:
+            database.unlock(partition)  # what an earlier connection of ours has left open is ended by the next one
         await self._unlocked(partitions)
         if any(partition in database.locks for partition in partitions):
             raise StoreUnavailable("a deadlock")
         await database.call(session, "begin", lambda: database.lock(partitions, session))
-        transaction = session.transaction
-
-        def idle() -> None:
-            held = [partition for partition, (holder, _) in database.locks.items() if holder is session]
-            if held and session.transaction == transaction:
-                session.transaction += 1
-                for partition in held:
-                    database.unlock(partition)
-
-        database.loop.later(database.process, _IDLE_S, idle)
 
     async def load(self, streams: Sequence[str], schemas: Mapping[str, int]) -> dict[str, Loaded]:
         """Snapshots first, then tails: commits come in between."""
