@@ -37,7 +37,7 @@ HOT_EVENTS: Final = 32
 SETTLE_S: Final = 2.0
 
 
-class Taken(msgspec.Struct, frozen=True, array_like=True):
+class TakeoverNotice(msgspec.Struct, frozen=True, array_like=True):
     """An owner (name/incarnation) has taken these partitions, at these positions."""
 
     owner: str
@@ -45,7 +45,7 @@ class Taken(msgspec.Struct, frozen=True, array_like=True):
 
 
 _encoder = msgspec.msgpack.Encoder()
-_taken = msgspec.msgpack.Decoder(Taken)
+_taken = msgspec.msgpack.Decoder(TakeoverNotice)
 
 
 class Tenants(Protocol):
@@ -193,7 +193,7 @@ class Ownership:
         try:
             # Whoever held these until now hears of it before any question that we could have made its answer stale.
             positions = {number: takeover.position for number, takeover in taken.items()}
-            await self._broker.publish(TAKEN_SUBJECT, _encoder.encode(Taken(self._owner, positions)))
+            await self._broker.publish(TAKEN_SUBJECT, _encoder.encode(TakeoverNotice(self._owner, positions)))
             await self._relay.take_over(taken)
             await asyncio.gather(*(self._listen(p) for n in taken if (p := self.partitions.get(n)) is not None))
         except BaseException:
