@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.exc import IntegrityError
 
 from domain.commands import Reminder
 from domain.ports import Snapshot, StoreUnavailable, Turn
@@ -174,7 +173,7 @@ async def test_a_flush_that_fails_without_a_rival_is_given_up_and_says_why(
         async with asyncio.timeout(5):
             with pytest.raises(StoreUnavailable, match="nothing was changed") as caught:
                 await seen.log.commit([turn(posted(cursed, 1)), turn(posted(fine, 1))], heads)
-        assert isinstance(caught.value.__cause__, IntegrityError)
+        assert "cursed" in str(caught.value.__cause__)
     finally:
         async with database.write() as connection:
             await connection.exec_driver_sql("DROP TRIGGER curse")
