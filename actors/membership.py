@@ -107,8 +107,8 @@ class HostMember:
             self._host.ownership.wanted = mine
             self._patience_until_s = self._clock.monotonic_s() + HANDOVER_S
             self._news.set()
-        elif table.version == self._table.version and mine != self._host.partitions.keys() and not self._awaited:
-            self._news.set()
+        elif self._host.ownership.wanted != self._host.partitions.keys() and not self._awaited:
+            self._news.set()  # what was lost is taken again, though this table may be of a placement that knows less
 
     async def _beat(self) -> None:
         settings = self._host.settings

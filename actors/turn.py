@@ -66,6 +66,8 @@ class Outcome(msgspec.Struct):
 
 
 OVER: Final = Refused(Code.CONFLICT, "the reminder does not stand any more")
+BEHIND: Final = Refused(Code.FENCED, "the state is from before the reminder was set: this is not the owner any more")
+"""Without this a host that was replaced would call a reminder over that its successor has set, and have it removed."""
 EARLY: Final = Refused(Code.BUSY, "the reminder is not due yet", retry_after_s=1.0)
 
 
@@ -152,6 +154,8 @@ def _command(
     if not is_uuid(command.command_id) and command.name not in WITHOUT_ID:
         raise invalid("command_id", "invalid", "every write carries a canonical lower-case UUID")
     if command.reminder is not None:
+        if rules.version(state) < command.reminder.fence_offset:
+            return Outcome(BEHIND)
         standing = {(r.name, r.due_at, r.fence_offset) for r in rules.reminders(state)}
         if (command.reminder.name, command.reminder.due_at, command.reminder.fence_offset) not in standing:
             return Outcome(OVER)

@@ -179,3 +179,13 @@ async def test_a_host_that_hangs_is_ended_and_one_that_is_only_late_is_heard_aga
     count = len(asked)
     await asyncio.sleep(0.4)
     assert len(asked) == count, "it has been ended: nobody is asked again"
+
+
+async def test_what_was_lost_is_taken_again_though_placement_knows_an_older_table(members: Members) -> None:
+    """A second placement had published a newer one, and died."""
+    host = await members.join("host-0")
+    await eventually(lambda: members.owned() == ALL)
+    member, table = members.members["host-0"], members.placement.placement.table
+    member._told(msgspec.msgpack.encode(msgspec.structs.replace(table, version=table.version + 1_000)))
+    host.lost([host.partitions[7]])
+    await eventually(lambda: 7 in host.partitions, 3.0)

@@ -143,6 +143,17 @@ async def test_firing_early_or_twice_has_no_effect(world: World) -> None:
     assert rings(world, room) == 1
 
 
+async def test_a_host_that_is_behind_the_log_never_calls_a_reminder_over(world: World) -> None:
+    """Its successor has set the reminder; it reads that from the store and does not find it in its old state."""
+    host = await world.host()
+    room = await world.room(ANNA, BEN)
+    later = Reminder(f"conversation:{room}", "tea", in_ms(world, -10), 9, "card", b'{"text": "ring tea", "card": {}}')
+    world.store.reminders[later.stream, later.name] = (partition_of(room), later)
+    host.reminders.look()
+    await asyncio.sleep(0.3)
+    assert (later.stream, later.name) in world.store.reminders
+
+
 async def fire(host: Host, reminder: Reminder, room: str) -> Answer:
     answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
     command = Command(
