@@ -92,11 +92,10 @@ class LogWriter:
             await self._drop()
             raise
         try:
-            async with asyncio.timeout(self._limit_s):
-                await driver.commit()
-        except (*_DRIVER_ERRORS, AttributeError, TimeoutError) as error:
+            await driver.commit()
+        except (*_DRIVER_ERRORS, AttributeError) as error:
             await self._drop()
-            raise OutcomeUnknown(str(error) or f"no word of the commit within {self._limit_s:g} s") from error
+            raise OutcomeUnknown(str(error)) from error
         except BaseException:
             await self._drop()
             raise
@@ -145,9 +144,8 @@ class LogWriter:
 
     async def _roll_back(self, driver: Any) -> None:
         try:
-            async with asyncio.timeout(self._limit_s):
-                await driver.rollback()
-        except (*_DRIVER_ERRORS, AttributeError, TimeoutError):
+            await driver.rollback()
+        except (*_DRIVER_ERRORS, AttributeError):
             await self._drop()
 
     async def _drop(self) -> None:

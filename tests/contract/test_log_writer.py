@@ -15,7 +15,7 @@ from domain.ports import OutcomeUnknown, StoreUnavailable
 from storage.engine import Database, DatabaseSettings, migrate
 from storage.log_writer import LogWriter, Visit
 from storage.partition_log import SqlPartitionLog
-from storage.statements import Prepared, Script, Step
+from storage.statements import Ask, Prepared, Script, Step
 from tests.contract.conftest import InSql
 from tests.support.log_rows import AT, conversation, posted, turn
 from tests.support.servers import MariaDb
@@ -209,6 +209,24 @@ async def test_a_connection_that_is_ended_before_its_commit_is_replaced_without_
     assert (await committing).heads == {partition: heads[partition] + 1}
     assert await log.writer() not in (0, number)
     assert len((await log.load([stream], SCHEMAS))[stream].tail) == 1
+
+
+async def test_a_flush_of_many_short_waits_has_one_limit_in_time(mariadb: InSql) -> None:
+    database = Database(mariadb.url, DatabaseSettings(commit_timeout_s=0.5))
+    writer, started = LogWriter(database), time.monotonic()
+    nap = Ask(Prepared("SELECT SLEEP(0.3)", (), {}), {})
+
+    def naps() -> Script[None]:
+        for _ in range(10):
+            yield nap
+
+    with pytest.raises(StoreUnavailable):
+        await writer.transact(naps)
+    assert time.monotonic() - started < 1.5
+    nothing = Prepared("DELETE FROM setting WHERE `key` = %s", ("key",), {})
+    await writer.transact(lambda: script((nothing, [("no such",)])))
+    await writer.close()
+    await database.close()
 
 
 @pytest.fixture(scope="module")

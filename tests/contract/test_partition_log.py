@@ -58,6 +58,22 @@ async def test_who_takes_a_partition_fences_its_former_owner_there_and_nowhere_e
     assert not again.fenced
 
 
+async def test_rows_before_those_of_a_fenced_partition_are_written_once(store: Store, partition: int) -> None:
+    """They had been inserted when the clash came, and were to be undone."""
+    old, new = store.log(), store.log()
+    heads = await owned(old, partition, partition + 1)
+    kept, lost = conversation(partition), conversation(partition + 1)
+    heads.update((await old.commit([turn(posted(kept, 1)), turn(posted(lost, 1))], heads)).heads)
+    await new.take([partition + 1], "new", AT)
+
+    done = await old.commit([turn(posted(kept, 2)), turn(posted(lost, 2))], heads)
+
+    assert done.fenced == {partition + 1}
+    assert done.heads == {partition: heads[partition] + 1}
+    assert [e.offset for e in await stored(new, kept)] == [1, 2]
+    assert [e.offset for e in await stored(new, lost)] == [1]
+
+
 async def test_a_fenced_owner_stays_fenced_when_its_successor_has_written_on(store: Store, partition: int) -> None:
     old, new = store.log(), store.log()
     heads = await owned(old, partition)
@@ -315,6 +331,29 @@ async def test_a_turn_whose_reservation_went_to_somebody_else_is_cut_out(store: 
     assert done.stale == {mine}
     assert await stored(log, mine) == []
     assert len(await stored(log, other)) == 1
+
+
+async def test_claims_of_a_fenced_turn_are_not_kept_by_the_rest_of_its_flush(store: Store, partition: int) -> None:
+    """They had been written when the clash came."""
+    old, key = store.log(), f"cal:{new_id()}:0"
+    heads = await owned(old, partition, partition + 1)
+    lost, kept, theirs = conversation(partition), conversation(partition + 1), conversation(partition + 2)
+    await old.reserve(lost, [key], AT, AT + 10)
+    await store.log().take([partition], "new", AT)
+    done = await old.commit([turn(posted(lost, 1), claims=(key,)), turn(posted(kept, 1))], heads)
+    assert done.fenced == {partition}
+    assert len(await stored(old, kept)) == 1
+    assert await store.log().reserve(theirs, [key], AT + 10, AT + 20) is None
+
+
+async def test_a_commit_that_comes_to_nothing_leaves_nothing_locked(store: Store, partition: int) -> None:
+    log, key = store.log(), f"cal:{new_id()}:0"
+    mine, theirs = conversation(partition), conversation(partition)
+    heads = await owned(log, partition)
+    await store.log().reserve(theirs, [key], AT, AT + 10)
+    assert (await log.commit([turn(posted(mine, 1), claims=(key,))], heads)).stale == {mine}
+    async with asyncio.timeout(1):
+        assert await store.log().reserve(theirs, [key], AT, AT + 20) is None
 
 
 async def test_of_many_that_reserve_one_key_at_once_one_gets_it(store: Store, partition: int) -> None:
