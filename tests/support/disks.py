@@ -253,9 +253,10 @@ class _Writes(NamedTuple):
 
 @contextlib.contextmanager
 def stopped(pids: Sequence[int]) -> Iterator[None]:
-    """Every thread of these processes stands still inside, and goes on afterwards if its process still is there."""
+    """Every thread of these processes stands still inside, and goes on afterwards; those that have ended are fine."""
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
     try:
         deadline = time.monotonic() + STOP_LIMIT_S
         while moving := [pid for pid in pids if not _stands_still(pid)]:
@@ -271,8 +272,8 @@ def stopped(pids: Sequence[int]) -> Iterator[None]:
 
 def _stands_still(pid: int) -> bool:
     """Whether all threads are stopped: one that waits for the disk stops only when it has come back from there."""
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended: nobody stands stiller
+        for task in Path(f"/proc/{pid}/task").iterdir():
             if (task / "stat").read_text().rpartition(")")[2].split()[0] not in "TtZX":
                 return False
     return True
