@@ -229,6 +229,9 @@ class Hub:
     async def page(self, channel: HubChannel, after: int, max_events: int, max_bytes: int) -> list[Event]:
         """Events right after `after`, in order, without a hole; empty when the store has none (yet).
 
+        None that the stream's owner has not spoken of: a commit may stand in the store before its owner knows of it, and a
+        client who had seen that would come back with an offset of which the owner says that it does not exist.
+
         Raises:
             StoreUnavailable: the store cannot be read now.
         """
@@ -238,7 +241,7 @@ class Hub:
         async with self._reads:
             self._metrics.count("gateway_recovery_pages")
             rows = await self._reader.read(channel.name, after, max_events, max_bytes)
-        return [encode_event(channel.prefix, offset, data) for offset, data in rows]
+        return [encode_event(channel.prefix, offset, data) for offset, data in rows if offset <= channel.head]
 
     async def rows(self, name: str, start: int | None, limit: int, *, back: bool) -> list[tuple[int, bytes]]:
         """(offset, data) for `history`: after `start`, or before it when `back`."""

@@ -368,3 +368,21 @@ async def test_a_session_revoked_while_it_connects_does_not_slip_in() -> None:
         await until(lambda: transport.closed)
         assert transport.closed == 4500
         assert not transport.frames
+
+
+async def test_nobody_is_shown_what_the_owner_has_not_spoken_of() -> None:
+    """A commit stands in the store before its owner hears of it: who saw it would come back ahead of the head."""
+
+    class Ahead:
+        async def read(self, stream: str, after: int, limit: int, max_bytes: int = 0) -> list[tuple[int, bytes]]:
+            return [(offset, b"{}") for offset in range(after + 1, 6)]
+
+    platform = FakePlatform()
+    rig = Rig(platform)
+    hub = rig.board.hub
+    hub._reader = Ahead()  # type: ignore[assignment]
+    async with rig:
+        channel = await hub.follow(CHAT)
+        channel.head = 3
+        assert [event.offset for event in await hub.page(channel, 0, 100, 10_000)] == [1, 2, 3]
+        hub.unfollow(channel)
