@@ -68,14 +68,26 @@ def secret(settings: Settings, name: str) -> bytes:
     draft = path.with_name(f".{name}.{os.getpid()}.{os.urandom(4).hex()}")
     try:
         if not path.exists():
-            draft.touch(mode=0o600)
-            draft.write_bytes(os.urandom(32))
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(os.urandom(32))
+                file.flush()
+                os.fsync(file.fileno())
             os.link(draft, path)
+            _sync_folder(path.parent)
     except FileExistsError:
         pass
     finally:
         draft.unlink(missing_ok=True)
     return path.read_bytes()
+
+
+def _sync_folder(folder: Path) -> None:
+    """What has been made in the folder is there after a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 async def forget_revoked(broker: NatsBroker, verifier: JwtVerifier) -> None:

@@ -1,12 +1,14 @@
 """A gateway, put together."""
 
+import resource
+
 import uuid_utils
 
 from deploy.collector import calm
 from deploy.connections import Connections, forget_revoked, new_id
 from deploy.settings import Settings
 from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
+from gateway.settings import GatewaySettings, fitting
 from storage.partition_log import SqlStreamReader
 from storage.read_models import SqlReadModels
 from storage.sessions import SqlSessions
@@ -19,8 +21,9 @@ class GatewayPart:
         self._connections = at = Connections(settings, name)
         self.identity = f"{name}-{uuid_utils.uuid7().hex[-12:]}"
         self._verifier = at.verifier(SqlSessions(at.database))
+        wanted = GatewaySettings(host=settings.bind, port=settings.ws_port, name=name, origins=settings.origins)
         self._server = GatewayServer(
-            GatewaySettings(host=settings.bind, port=settings.ws_port, name=name, origins=settings.origins),
+            fitting(wanted, _descriptors()),
             at.router,
             at.broker,
             SqlStreamReader(at.database),
@@ -43,3 +46,11 @@ class GatewayPart:
         await self._server.drain()
         await self._server.stop()
         await self._connections.close()
+
+
+def _descriptors() -> int:
+    """How many descriptors this process may have: from now on as many as it is allowed to ask for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

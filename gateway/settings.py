@@ -80,3 +80,15 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """How long a revoked session id is remembered, for connects that were under way."""
     compression: bool = False
     """permessage-deflate: saves traffic, and costs three times the memory per idle session."""
+
+
+def fitting(settings: GatewaySettings, descriptors: int) -> GatewaySettings:
+    """The settings, with no more connections than leave enough of so many descriptors for the database, NATS and logs.
+
+    Whoever knocks must never get a descriptor that the sessions' own reads and writes need.
+    """
+    places = descriptors - max(64, descriptors // 8)
+    if 0 < settings.max_connections <= places:
+        return settings
+    sessions = min(settings.max_sessions, places - places // 10)
+    return msgspec.structs.replace(settings, max_connections=places, max_sessions=sessions)

@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
+from storage.migrations.again import create_index, create_table
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -45,7 +47,7 @@ def real() -> sa.Float[float]:
 
 
 def upgrade() -> None:
-    op.create_table(
+    create_table(
         "claim",
         sa.Column("key", ascii_text(128), nullable=False),
         sa.Column("holder", ascii_text(64), nullable=False),
@@ -53,7 +55,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("key"),
         **INNODB,
     )
-    op.create_table(
+    create_table(
         "conversation",
         sa.Column("id", ascii_text(36), nullable=False),
         sa.Column("order_id", ascii_text(36), nullable=True),
@@ -64,7 +66,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         **INNODB,
     )
-    op.create_table(
+    create_table(
         "conversation_member",
         sa.Column("conversation_id", ascii_text(36), nullable=False),
         sa.Column("user_id", ascii_text(36), nullable=False),
@@ -75,8 +77,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("conversation_id", "user_id"),
         **INNODB,
     )
-    op.create_index(op.f("ix_conversation_member_user_id"), "conversation_member", ["user_id"], unique=False)
-    op.create_table(
+    create_index(op.f("ix_conversation_member_user_id"), "conversation_member", ["user_id"], unique=False)
+    create_table(
         "device_session",
         sa.Column("id", ascii_text(36), nullable=False),
         sa.Column("user_id", ascii_text(36), nullable=False),
@@ -89,8 +91,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id"),
         **INNODB,
     )
-    op.create_index(op.f("ix_device_session_user_id"), "device_session", ["user_id"], unique=False)
-    op.create_table(
+    create_index(op.f("ix_device_session_user_id"), "device_session", ["user_id"], unique=False)
+    create_table(
         "ledger_posting",
         sa.Column("order_id", ascii_text(36), nullable=False),
         sa.Column("offset", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -104,8 +106,8 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("order_id", "offset", "n"),
         **INNODB,
     )
-    op.create_index(op.f("ix_ledger_posting_account_at"), "ledger_posting", ["account", "at"], unique=False)
-    op.create_table(
+    create_index(op.f("ix_ledger_posting_account_at"), "ledger_posting", ["account", "at"], unique=False)
+    create_table(
         "message_change",
         sa.Column("conversation_id", ascii_text(36), nullable=False),
         sa.Column("message_id", ascii_text(64), nullable=False),
@@ -116,7 +118,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("conversation_id", "message_id"),
         **INNODB,
     )
-    op.create_table(
+    create_table(
         "order_party",
         sa.Column("order_id", ascii_text(36), nullable=False),
         sa.Column("user_id", ascii_text(36), nullable=False),
@@ -128,10 +130,10 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("order_id", "user_id", "role"),
         **INNODB,
     )
-    op.create_index(
+    create_index(
         op.f("ix_order_party_user_id_role_updated_at"), "order_party", ["user_id", "role", "updated_at"], unique=False
     )
-    op.create_table(
+    create_table(
         "partition_log",
         sa.Column("partition", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("position", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -148,7 +150,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("stream", "offset", name=op.f("uq_partition_log_stream_offset")),
         **INNODB,
     )
-    op.create_table(
+    create_table(
         "refresh_token",
         sa.Column("hash", digest(32), nullable=False),
         sa.Column("session_id", ascii_text(36), nullable=False),
@@ -160,22 +162,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("hash"),
         **INNODB,
     )
-    op.create_index(op.f("ix_refresh_token_session_id"), "refresh_token", ["session_id"], unique=False)
-    op.create_table(
+    create_index(op.f("ix_refresh_token_session_id"), "refresh_token", ["session_id"], unique=False)
+    create_table(
         "relay_cursor",
         sa.Column("partition", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("position", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("partition"),
         **INNODB,
     )
-    op.create_table(
+    create_table(
         "setting",
         sa.Column("key", ascii_text(64), nullable=False),
         sa.Column("value", sa.String(length=255), nullable=False),
         sa.PrimaryKeyConstraint("key"),
         **INNODB,
     )
-    op.create_table(
+    create_table(
         "stream_state",
         sa.Column("stream", ascii_text(64), nullable=False),
         sa.Column("offset", sa.BigInteger(), nullable=False),
@@ -185,7 +187,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("stream"),
         **INNODB,
     )
-    op.create_table(
+    create_table(
         "track_position",
         sa.Column("order_id", ascii_text(36), nullable=False),
         sa.Column("visit_id", ascii_text(36), nullable=False),
@@ -198,7 +200,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("order_id", "visit_id", "at"),
         **INNODB,
     )
-    op.create_table(
+    create_table(
         "user",
         sa.Column("id", ascii_text(36), nullable=False),
         sa.Column("phone", ascii_text(32), nullable=False),
@@ -219,7 +221,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("phone", name=op.f("uq_user_phone")),
         **INNODB,
     )
-    op.create_index(op.f("ix_user_base_lat_base_lon"), "user", ["base_lat", "base_lon"], unique=False)
+    create_index(op.f("ix_user_base_lat_base_lon"), "user", ["base_lat", "base_lon"], unique=False)
 
 
 def downgrade() -> None:

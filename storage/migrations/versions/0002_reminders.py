@@ -10,6 +10,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
+from storage.migrations.again import create_index, create_table
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
@@ -33,7 +35,7 @@ def json_bytes() -> sa.LargeBinary:
 
 
 def upgrade() -> None:
-    op.create_table(
+    create_table(
         "reminder",
         sa.Column("partition", sa.Integer(), nullable=False),
         sa.Column("stream", ascii_text(64), nullable=False),
@@ -45,7 +47,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("stream", "name"),
         **INNODB,
     )
-    op.create_index(
+    create_index(
         op.f("ix_reminder_due_at_stream_name_partition"),
         "reminder",
         ["due_at", "stream", "name", "partition"],
