@@ -176,6 +176,11 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield url
 
 
+def in_short_on(kind: str) -> pytest.MarkDecorator:
+    """The test's `store` is of this kind alone in the short form, and of both in the full one."""
+    return pytest.mark.parametrize("store", ["sqlite", "mariadb"] if FULL_FORM else [kind], indirect=True)
+
+
 @pytest.fixture
 def tmp_store(tmp_path: Path) -> Iterator[str]:
     """The URL of an empty SQLite database, for what is not about the store."""

@@ -1,6 +1,7 @@
 """What a run of the chaos suite has found: a row for every line of the catalogue, as JSON and as a table."""
 
 import json
+import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -71,13 +72,13 @@ def table(report: Report) -> str:
 
 
 def figures(found: Mapping[str, Any]) -> str:
-    """Figures on one line, nested names joined with a dot."""
+    """Figures on one line, nested names joined with a dot; what was not measured is left out."""
     parts = []
     for name, value in found.items():
-        if isinstance(value, Mapping):
-            parts += [f"{name}.{inner} {_shown(each)}" for inner, each in value.items()]
-        else:
-            parts.append(f"{name} {_shown(value)}")
+        each = (
+            {f"{name}.{inner}": item for inner, item in value.items()} if isinstance(value, Mapping) else {name: value}
+        )
+        parts += [f"{key} {_shown(item)}" for key, item in each.items() if _measured(item) is not None]
     return "; ".join(parts)
 
 
@@ -86,7 +87,7 @@ def write(report: Report, folder: Path) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     stem = report.began.replace("-", "").replace(":", "").replace("+0000", "Z") + f"-{report.form}"
     data, text = folder / f"{stem}.json", folder / f"{stem}.md"
-    data.write_text(json.dumps(msgspec.to_builtins(report), indent=1) + "\n")
+    data.write_text(json.dumps(_measured(msgspec.to_builtins(report)), indent=1, allow_nan=False) + "\n")
     text.write_text(table(report))
     return data, text
 
@@ -95,6 +96,15 @@ def missing(report: Report, wanted: Sequence[str] = CATALOGUE) -> list[str]:
     """Lines of the catalogue of which the run says nothing."""
     there = {row.id for row in report.rows}
     return [each for each in wanted if each not in there]
+
+
+def _measured(value: Any) -> Any:
+    """The value with None for every number that is none: the figure of something that did not happen."""
+    if isinstance(value, Mapping):
+        return {key: _measured(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_measured(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _shown(value: Any) -> str:

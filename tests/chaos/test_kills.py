@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.chaos.conftest import Chaos, Houses
+from tests.chaos.conftest import Chaos, Houses, in_short_on
 from tests.support.crowd import Crowd
 from tests.support.oracle import (
     TAKEOVER,
@@ -81,6 +81,7 @@ async def test_hosts_are_killed_under_load(chaos: Chaos, houses: Houses, store: 
     assert silent_s <= chaos.seconds(short=10.0, full=1.0)
 
 
+@in_short_on("mariadb")
 @pytest.mark.catalogue("R3p", "SIGSTOP of a random host for 3 s, then SIGCONT")
 @pytest.mark.timeout(1800)
 async def test_hosts_are_paused_under_load(chaos: Chaos, houses: Houses, store: str):

@@ -12,7 +12,7 @@ from deploy.connections import SystemClock, new_id
 from domain.commands import Actor, Command, canonical_json
 from storage.accounts import SqlAccounts
 from storage.engine import Database
-from tests.chaos.conftest import Chaos, Houses
+from tests.chaos.conftest import Chaos, Houses, in_short_on
 from tests.support.crowd import Crowd
 from tests.support.oracle import Row, quantile, read_log, spread
 from tests.support.parts import Parts
@@ -67,6 +67,7 @@ def expiring_after(ms: int) -> dict[str, str]:
     return {"RENOVEASY_POLICY": json.dumps({"draft_ttl_ms": ms})}
 
 
+@in_short_on("mariadb")
 @pytest.mark.catalogue("TIMER", "reminders due while everything was down")
 @pytest.mark.timeout(300)
 async def test_what_became_due_while_everything_was_down_happens_once_after_the_start(
@@ -96,6 +97,7 @@ async def test_what_became_due_while_everything_was_down_happens_once_after_the_
         assert quantile(late_s, 1.0) <= SOON_S
 
 
+@in_short_on("sqlite")
 @pytest.mark.catalogue("TIMER-kill", "reminders due while hosts are killed and paused")
 @pytest.mark.timeout(600)
 async def test_what_becomes_due_while_hosts_die_happens_once(chaos: Chaos, houses: Houses, store: str):

@@ -15,7 +15,7 @@ from domain.commands import Accepted, Actor, Command, canonical_json
 from domain.errors import Code, Refusal
 from domain.ids import uuid7
 from domain.times import HOUR_MS
-from tests.chaos.conftest import Chaos, Houses
+from tests.chaos.conftest import Chaos, Houses, in_short_on
 from tests.support.crowd import Crowd, log_in
 from tests.support.oracle import read_log
 from tests.support.parts import Parts
@@ -81,6 +81,7 @@ def one_answer(answers: Iterable[Told]) -> list[str]:
     return [f"{len(offsets)} offsets {offsets}, {first} times as new"] if len(offsets) != 1 or first > 1 else []
 
 
+@in_short_on("mariadb")
 @pytest.mark.catalogue(
     "R15", "the same id x10 at once, reordered, after a change of host, after a restart of everything"
 )

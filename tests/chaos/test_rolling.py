@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tests.chaos.conftest import Chaos, Houses
+from tests.chaos.conftest import Chaos, Houses, in_short_on
 from tests.support.crowd import Crowd
 from tests.support.oracle import ack_seconds, judge, quantile, read_log, silences, spread
 from tests.support.parts import Parts
@@ -20,6 +20,7 @@ async def replace(parts: Parts, crowd: Crowd, name: str) -> None:
     await crowd.all_online()
 
 
+@in_short_on("mariadb")
 @pytest.mark.catalogue("R17", "rolling restart of all hosts and gateways by SIGTERM")
 @pytest.mark.timeout(3600)
 async def test_a_rolling_restart_is_not_noticed(chaos: Chaos, houses: Houses, store: str):

@@ -12,7 +12,7 @@ import pytest
 from actors.placement import assign
 from domain.channels import stream_partition
 from tests.chaos import locks
-from tests.chaos.conftest import Chaos, Houses, MariaDatabase
+from tests.chaos.conftest import Chaos, Houses, MariaDatabase, in_short_on
 from tests.support.crowd import Crowd
 from tests.support.oracle import TAKEOVER, Row, ack_seconds, judge, read_log, silences_after, spread, unclaimed
 from tests.support.parts import Part, Parts
@@ -148,6 +148,7 @@ async def test_an_owner_that_slept_inside_a_transaction_commits_nothing(
     assert found["flushes_failed"] + found["clashes"], "no owner woke up in a transaction that had been ended"
 
 
+@in_short_on("sqlite")
 @pytest.mark.catalogue("ZOMBIE-end", "SIGSTOP the owner inside of a transaction; it is ended, and started again")
 @pytest.mark.timeout(1800)
 async def test_an_owner_that_sleeps_is_ended(chaos: Chaos, houses: Houses, store: str):

@@ -42,6 +42,14 @@ def test_it_is_written_as_json_and_as_a_table_named_by_its_beginning(tmp_path):
     assert [row["id"] for row in json.loads(data.read_text())["rows"]] == ["R10", "R3", "R1", "R2"]
 
 
+def test_what_was_not_measured_is_left_out_of_the_table_and_null_in_the_json(tmp_path):
+    report = a_report()
+    report.rows[1].figures["ack"]["p99_s"] = float("nan")
+    data, text = write(report, tmp_path)
+    assert "ack.p50_s 0.003; sent 1200" in text.read_text()
+    assert json.loads(data.read_text())["rows"][1]["figures"]["ack"] == {"p50_s": 0.003, "p99_s": None}
+
+
 def test_lines_of_the_catalogue_that_nobody_spoke_of_are_named():
     assert missing(a_report(), ["R1", "R3", "R4"]) == ["R4"]
     assert "R5" in missing(a_report())
