@@ -11,7 +11,9 @@ from domain.errors import Code, Refusal, Refused
 from domain.ports import Broker, BrokerUnavailable, Clock, Metrics, NoResponders, RequestTimeout
 
 FIRST_WAIT_S: Final = 0.25
-"""An attempt without an answer is repeated after this, and then after twice as long each time."""
+"""An attempt without an answer is repeated after this, and then after half as long again each time, up to
+`LONGEST_WAIT_S`: one second after a host has hung its partitions have a new owner, and requests should find it soon."""
+LONGEST_WAIT_S: Final = 1.0
 FIRST_PAUSE_S: Final = 0.02
 """The pause after a partition was found without an owner; it grows up to `LONGEST_PAUSE_S`, slowly at first: a planned
 handoff is over in a few of them."""
@@ -41,7 +43,7 @@ class BrokerRouter:
                 answer = self._decoder.decode(await self._broker.request(subject, data, min(wait_s, left_s)))
             except RequestTimeout:
                 why = "no answer came"
-                wait_s *= 2
+                wait_s = min(1.5 * wait_s, LONGEST_WAIT_S)
                 self._metrics.count("requests_repeated")
                 continue
             except (NoResponders, BrokerUnavailable) as error:
