@@ -4,7 +4,6 @@ Nothing else runs: no sockets, no broker, no turns. It says what the store itsel
 the database's, and is where a profile of the flush is taken.
 """
 
-import asyncio
 import contextlib
 import os
 import random
@@ -65,16 +64,16 @@ class FlushStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Traffic:
-    """What people do, as the turns of one flush after the other; the same for the same seed."""
+    """What people do, as the turns of one flush after the other; the same for the same seed, and other ids for another."""
 
-    def __init__(self, seed: int = 1) -> None:
+    def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)
         self._ends: dict[str, int] = {}
         self._posted: dict[str, list[str]] = {}
         self._at_ms = _AT_MS
         self._orders = [self._id() for _ in range(ORDERS)]
         # An order's conversation is in its partition.
-        self._rooms = [derived_uuid7(_AT_MS, "conversation", order) for order in self._orders]
+        self._rooms = [derived_uuid7(_AT_MS, f"conversation of {order}", order) for order in self._orders]
         self._rooms += [self._id() for _ in range(CONVERSATIONS - ORDERS)]
         self._people = [self._id() for _ in range(2 * CONVERSATIONS)]
 
@@ -158,7 +157,7 @@ class Traffic:
             "type": "order.milestone_approved", "by": customer, "at": at, "state": "in_progress", "version": offset,
             "changes": {"milestones": [{"n": n, "title": "Tiling", "state": "approved"} for n in range(3)]},
         }  # fmt: skip
-        if offset % 3 == 0:
+        if self._random.randrange(3) == 0:
             postings = [
                 {"account": f"escrow:{order}", "amount": 50_000},
                 {"account": f"worker:{worker}", "amount": -50_000},
@@ -178,7 +177,7 @@ class Traffic:
             [entry, self._post(number, "system", card={"kind": "order", "type": entry.type, "version": offset})],
             [Snapshot(stream, offset, 1, msgspec.json.encode(state), 1)],
             reminders=[Reminder(stream, f"auto_approve:{offset % 2}", due_ms, offset, "approve_milestone", b"{}")],
-            done=[(stream, f"auto_approve:{(offset + 1) % 2}")] if offset % 4 == 0 else [],
+            done=[(stream, f"auto_approve:{(offset + 1) % 2}")] if offset > 1 else [],
         )
 
 
@@ -189,7 +188,8 @@ async def flush_step(url: str, name: str, server: int | None, seconds: float, pr
     """
     await migrate(url, "bench")
     database = Database(url)
-    log, traffic = SqlPartitionLog(database), Traffic()
+    # Of a database that was there before, nobody knows what has been put into it.
+    log, traffic = SqlPartitionLog(database), Traffic(random.SystemRandom().getrandbits(64))
     heads = {p: taken.position for p, taken in (await log.take(range(PARTITIONS), "bench", _AT_MS)).items()}
     for _ in range(WARM_UP):
         heads.update((await log.commit(traffic.flush(), heads)).heads)
@@ -254,8 +254,3 @@ def _profiled(path: Path | None, seconds: float) -> Iterator[None]:
         finally:
             profiler.send_signal(signal.SIGINT)
             profiler.wait(60)
-
-
-if __name__ == "__main__":
-    found = asyncio.run(flush_step(sys.argv[1], sys.argv[1].partition(":")[0], None, 3.0, None))
-    print(msgspec.json.format(msgspec.json.encode(found)).decode())
