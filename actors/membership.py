@@ -144,6 +144,8 @@ class HostMember:
         while True:
             wait_s = max(0.0, self._patience_until_s - self._clock.monotonic_s()) if self._awaited else None
             if not await _any_news(self._news, wait_s):
+                if not self._awaited:
+                    continue  # the last of them came meanwhile
                 log.warning("%d partitions were not handed over: they are taken", len(self._awaited))
                 self._metrics.count("handovers_missed")
             self._news.clear()
