@@ -133,7 +133,7 @@ def test_without_a_snapshot_everything_unknown_is_ruled_out(stream: Stream) -> N
 def test_a_request_begins_with_nothing_found_out(stream: Stream) -> None:
     """A request that believes that its id was looked up is carried out again; one with rounds behind it gives up early."""
     item = Item(Command("conversation", new_id(), "send", person(), new_id(), b"{}"), "reply", 3.0)
-    assert (item.reply, item.until_s, item.looked_up, item.rounds) == ("reply", 3.0, False, 0)
+    assert (item.reply, item.until_s, item.looked_up, item.settled, item.rounds) == ("reply", 3.0, False, False, 0)
     assert (item.parsed, item.error, item.hash, item.found, item.reserved) == (None,) * 4 + (frozenset(),)
     one, two = AccountNeed("u1"), AccountNeed("u2")
     assert item.missing((one, two)) == (one, two)
@@ -148,7 +148,8 @@ def test_an_activation_begins_with_nothing_committed_nothing_waiting_and_nothing
     """Operators see these numbers; a phantom flush under way would keep the activation in memory for ever."""
     stream = Activation("conversation:s", 7, Tally(), 5.0)
     assert (stream.stream, stream.partition, stream.last_used_s, stream.track) == ("conversation:s", 7, 5.0, None)
-    assert (stream.committed, stream.uncommitted, stream.snapshot_offset, stream.newest_id_ms) == (0, 0, 0, 0)
+    assert (stream.committed, stream.uncommitted, stream.express, stream.snapshot_offset) == (0, 0, 0, 0)
+    assert stream.newest_id_ms == 0
     assert (stream.ready, stream.paused, stream.dead, stream.tentative, stream.loading) == (False,) * 4 + (None,)
     assert (stream.bytes, stream.state, stream.version) == (BARE_BYTES, ["s"], 0)
 
