@@ -131,6 +131,18 @@ async def test_what_is_doubtful_is_asked_about_even_where_the_rest_is_known(
     assert len((await other.load([stream], SCHEMAS))[stream].tail) == 1
 
 
+async def test_a_stream_that_was_never_read_here_goes_on_where_it_ends(sql_store: InSql, partition: int) -> None:
+    """Doubt is only a question: where the answer fits the flush is taken, else every takeover would refuse once a stream."""
+    log, former = sql_store.log(), sql_store.log()
+    stream, other = conversation(partition), conversation(partition)
+    heads = await owned(former, partition)
+    await former.commit([turn(posted(stream, 1), posted(stream, 2))], heads)
+    heads = await owned(log, partition)
+    done = await log.commit([turn(posted(stream, 3)), turn(posted(other, 1))], heads)
+    assert (done.fenced, done.stale) == (frozenset(), frozenset())
+    assert done.heads == {partition: heads[partition] + 2}
+
+
 async def test_of_65536_streams_it_is_known_how_far_they_go_and_those_used_last_stay(seen: Seen) -> None:
     """Without a bound a host that lives for months knows every stream there ever was."""
     log = seen.log
@@ -263,6 +275,24 @@ async def test_after_a_clash_the_same_flush_goes_on_without_what_others_have_mov
     assert (done.fenced, done.stale) == ({partition}, {ahead, twice})
     assert done.heads == {partition + 2: heads[partition + 2] + 1}
     assert [len(found.tail) for found in (await new.load([lost, ahead, twice, fine], SCHEMAS)).values()] == [0, 2, 2, 1]
+
+
+async def test_what_a_new_owner_has_written_on_is_fenced_and_not_stale_besides(
+    sql_store: InSql, partition: int
+) -> None:
+    """Whoever is told "stale" loads the stream anew and goes on; in a partition that is lost there is nothing to go on with."""
+    old, new = sql_store.log(), sql_store.log()
+    heads = await owned(old, partition, partition + 1)
+    stream, fine = conversation(partition), conversation(partition + 1)
+    heads.update((await old.commit([turn(posted(stream, 1))], heads)).heads)
+    theirs = await owned(new, partition)
+    await new.load([stream], SCHEMAS)
+    await new.commit([turn(posted(stream, 2))], theirs)
+
+    done = await old.commit([turn(posted(stream, 2)), turn(posted(fine, 1))], heads)
+
+    assert (done.fenced, done.stale) == ({partition}, frozenset())
+    assert done.heads == {partition + 1: heads[partition + 1] + 1}
 
 
 # --- snapshots and loading ---------------------------------------------------------------------------------------

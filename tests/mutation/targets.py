@@ -36,7 +36,7 @@ TARGETS: Final = {
     "actors/activation.py": Target(_RUNTIME, complete=True),
     "storage/partition_log.py": Target(_LOG, complete=True),
     "storage/log_writer.py": Target(_WRITER),
-    "storage/commit_plan.py": Target(_LOG),
+    "storage/commit_plan.py": Target(("tests/unit/test_commit_plan.py", *_LOG)),
     "actors/turn.py": Target(_RUNTIME),
     "actors/group_commit.py": Target(_RUNTIME),
     "actors/reminders.py": Target(_RUNTIME),
