@@ -14,7 +14,7 @@ from domain.orders import OrderRules
 from domain.policy import DEFAULT_POLICY
 from domain.ports import Entry
 from storage.memory import MemoryStore
-from tests.simulation.ledger import Ledger
+from tests.simulation.ledger import WITHOUT_EFFECT, Ledger
 from tests.simulation.rules import RemindingChat, Room, alarm_over, alarm_set, rings
 from tests.support.simulated_client import Device
 from tests.support.simulated_parts import EPOCH_MS, Cluster
@@ -65,9 +65,9 @@ def _message(stream: str, entry: Entry) -> MessagePosted | None:
 def writes(ledger: Ledger, store: MemoryStore) -> Iterator[str]:
     """Nothing that was acknowledged is lost, nothing that was not sent is stored, and every sender's order is kept."""
     for write in ledger.writes.values():
-        if write.answer is not None and write.answer[0] and write.method not in ("message.delete", "deposit_held"):
-            if store.commands.get((write.stream, write.id)) != write.answer[0] and write.method != "start_payment":
-                yield f"acknowledged means durable: {write.id} was acknowledged at {write.stream}#{write.answer[0]}"
+        judged = write.answer is not None and write.method not in WITHOUT_EFFECT
+        if judged and store.commands.get((write.stream, write.id)) != write.answer[0]:
+            yield f"acknowledged means durable: {write.id} was acknowledged at {write.stream}#{write.answer[0]}"
         if not write.over:
             yield f"everything ends: {write.id} ({write.method}) of {write.device} has no answer"
     for stream, entries in sorted(store.streams.items()):
@@ -89,8 +89,9 @@ def shown(ledger: Ledger, devices: Iterable[Device], store: MemoryStore) -> Iter
     """Every member's devices have shown everything, up to the end."""
     for device in devices:
         for stream, entries in sorted(store.streams.items()):
-            if stream in device.disk.channels and ledger.shown.get((device.name, stream), 0) != len(entries):
-                yield f"shown: {device.name} has shown {stream} up to {ledger.shown.get((device.name, stream), 0)} of {len(entries)}"
+            last = ledger.shown.get((device.name, stream), 0)
+            if stream in device.disk.channels and last != len(entries):
+                yield f"shown: {device.name} has shown {stream} up to {last} of {len(entries)}"
             if stream not in device.disk.channels and device.user in members_of(stream, entries):
                 if stream.startswith("order:") and replayed_order(stream, entries).state in TERMINAL:
                     continue  # `sync` names only those that are not over

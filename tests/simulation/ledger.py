@@ -59,7 +59,7 @@ class Ledger:
         self.violations: list[str] = []
         self.writes: dict[str, Write] = {}
         self.known: dict[str, int] = {}
-        """The end of each stream, as it was acknowledged to somebody."""
+        """The end of each stream, as it was acknowledged or shown to somebody."""
         self.shown: dict[tuple[str, str], int] = {}
         """By (device, stream): the last offset."""
         self.owners: dict[tuple[str, str], int] = {}
@@ -136,6 +136,7 @@ class Ledger:
             return
         self.compare(device, stream, offset, data)
         self.shown[device, stream] = offset
+        self._know(stream, offset)
 
     def compare(self, device: str, stream: str, offset: int, data: bytes) -> None:
         """What somebody sees at an offset is what the log has there."""
@@ -164,7 +165,7 @@ class Ledger:
     # --- reads -------------------------------------------------------------------------------------------------------
 
     def read(self, device: str, what: str, stream: str, floor: int, head: int) -> None:
-        """An answer says that the stream goes up to `head`; `floor` had been acknowledged before it was asked for."""
+        """An answer says that the stream goes up to `head`; `floor` had been said or shown before it was asked for."""
         self.counts[f"read {what}"] += 1
         end = self._database.store.end(stream)
         if head < floor:

@@ -1,6 +1,7 @@
 """`simulate(seed)`: a whole cluster in virtual time, struck by what the seed draws, and judged."""
 
 import asyncio
+import functools
 import gc
 import hashlib
 import logging
@@ -8,6 +9,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import msgspec
@@ -17,6 +19,7 @@ from domain.orders import OrderRules
 from tests.simulation import checks
 from tests.simulation.chaos import Chaos
 from tests.simulation.ledger import Ledger, Write
+from tests.simulation.planted import PLANTED
 from tests.simulation.profiles import Profile, draw
 from tests.simulation.rules import RemindingChat
 from tests.simulation.stories import Job, Talk
@@ -165,6 +168,10 @@ class Simulation:
         await asyncio.sleep(QUIET_S)
         await self._settle()
         watching.cancel()
+        for _ in range(20):
+            if not any(checks.at_rest(cluster)):
+                break
+            await asyncio.sleep(0.1)  # an alarm may ring just now
         self._judge()
         if not self.ledger.violations:
             await self._end()
@@ -286,49 +293,58 @@ class Simulation:
         self.cluster.close()
         self.loop.dispose()
 
+    def report(self, seed: int, planted: str, real_s: float) -> Report:
+        store = self.cluster.database.store
+        end = f"{self.loop.callbacks} {self.loop.time():.9f}".encode()
+        return Report(
+            seed,
+            self.profile.name,
+            planted,
+            self.ledger.violations,
+            self.trace.digest(checks.fingerprint(store), end),
+            self.loop.time(),
+            real_s,
+            self.loop.callbacks,
+            dict(sorted(self.faults.items())),
+            {"rows": sum(map(len, store.logs.values())), **dict(sorted(self.ledger.counts.items()))},
+            list(self.trace.lines),
+        )
+
+
+@contextmanager
+def _listening(trace: Trace, errors: list[str]) -> Iterator[None]:
+    """Within, whatever is logged goes to the trace, and errors are noted."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    root.handlers[:] = [Listener(trace, errors)]
+    root.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
 
 def simulate(seed: int, profile: str = "swarm", planted: str = "", keep: int = KEPT) -> Report:
     """Run one seed. The same arguments give the same report in every process, times aside.
 
     `planted` names a bug of `planted.PLANTED`; `keep` is how many lines of the trace are kept, 0 for all.
     """
-    from tests.simulation.planted import PLANTED
-
-    drawn = draw(seed, profile)
+    _settle_down()
     wiring = PLANTED[planted]() if planted else Wiring()
+    simulation = Simulation(seed, draw(seed, profile), wiring, keep)
     began_s = time.perf_counter()
-    simulation = Simulation(seed, drawn, wiring, keep)
-    listener = Listener(simulation.trace, simulation.errors)
-    root = logging.getLogger()
-    level, handlers = root.level, root.handlers[:]
-    root.handlers[:] = [listener]
-    root.setLevel(logging.WARNING)
-    try:
-        with sealed():
-            simulation.run()
-        store = simulation.cluster.database.store
-        end = f"{simulation.loop.callbacks} {simulation.loop.time():.9f}".encode()
-        digest = simulation.trace.digest(checks.fingerprint(store), end)
-        counts = {"rows": sum(map(len, store.logs.values())), **simulation.ledger.counts}
-        report = Report(
-            seed,
-            profile,
-            planted,
-            simulation.ledger.violations,
-            digest,
-            simulation.loop.time(),
-            0.0,
-            simulation.loop.callbacks,
-            dict(sorted(simulation.faults.items())),
-            dict(sorted(counts.items())),
-            list(simulation.trace.lines),
-        )
+    with _listening(simulation.trace, simulation.errors), sealed():
+        simulation.run()
+        report = simulation.report(seed, planted, time.perf_counter() - began_s)
         simulation.close()
-        return report
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        report_s = time.perf_counter() - began_s
-        if "report" in locals():
-            locals()["report"].real_s = report_s
-        gc.collect()
+    del simulation
+    gc.collect()
+    return report
+
+
+@functools.cache
+def _settle_down() -> None:
+    """What is there before the first simulation is never garbage: collecting after each one is then quick."""
+    gc.collect()
+    gc.freeze()

@@ -43,6 +43,9 @@ class RealTime:
     def later(self, process: Any, delay_s: float, callback: Callable[..., object], *args: Any) -> Any:
         return self._loop.call_later(delay_s, callback, *args)
 
+    def at(self, process: Any, when_s: float, callback: Callable[..., object], *args: Any) -> Any:
+        return self._loop.call_at(when_s, callback, *args)
+
 
 @pytest.fixture(params=[False, True], ids=["in order", "reordering"])
 async def connect(request: pytest.FixtureRequest) -> AsyncIterator[Connect]:

@@ -33,6 +33,7 @@ class Scheduler(Protocol):
 
     def time(self) -> float: ...
     def later(self, process: Any, delay_s: float, callback: Callable[..., object], *args: Any) -> Any: ...
+    def at(self, process: Any, when_s: float, callback: Callable[..., object], *args: Any) -> Any: ...
 
 
 class LinkQuality(msgspec.Struct):
@@ -87,7 +88,7 @@ class _Link:
         lane.at_s = at_s
         lane.frames.append((*frame, size))
         self.unsent_bytes += size
-        server.scheduler.later(server.process, at_s - server.scheduler.time(), self._arrive)
+        server.scheduler.at(server.process, at_s, self._arrive)
 
     def _arrive(self) -> None:
         if self.broken or not self.up.frames:
@@ -113,7 +114,7 @@ class _Link:
             server.count("slow consumer")
             server.reset(self.broker, 0.01)
             return
-        server.scheduler.later(self.broker.process, lane.at_s - server.scheduler.time(), self._deliver, lane)
+        server.scheduler.at(self.broker.process, lane.at_s, self._deliver, lane)
 
     def _deliver(self, lane: _Lane) -> None:
         if not self.broken and lane.frames:

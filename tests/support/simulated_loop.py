@@ -167,7 +167,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> Any:
         process = self._current if context is None else context.get(_PROCESS) or self.root
         handle = Handle(process, callback, args, context or process.context)
-        self._push(when, handle)
+        ties = self._ties
+        heapq.heappush(self._timers, (when, ties() if ties is not None else 0.0, next(self._numbers), handle))
         return handle
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> Any:
@@ -203,17 +204,18 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def later(self, process: Process, delay_s: float, callback: Callable[..., object], *args: Any) -> Handle:
         """Run a callback in the context of that process: the only way from one process into another."""
+        return self.at(process, self._now + delay_s, callback, *args)
+
+    def at(self, process: Process, when_s: float, callback: Callable[..., object], *args: Any) -> Handle:
+        """The same at a moment."""
         handle = Handle(process, callback, args, process.context)
-        self._push(self._now + delay_s, handle)
+        ties = self._ties
+        heapq.heappush(self._timers, (when_s, ties() if ties is not None else 0.0, next(self._numbers), handle))
         return handle
 
     def list(self, process: Process) -> None:
         process.listed = True
         self._runnable.append(process)
-
-    def _push(self, when: float, handle: Handle) -> None:
-        ties = self._ties
-        heapq.heappush(self._timers, (when, ties() if ties is not None else 0.0, next(self._numbers), handle))
 
     def _run_once(self) -> None:
         runnable, chance = self._runnable, self._chance

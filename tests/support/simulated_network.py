@@ -88,7 +88,7 @@ class Wire:
         return late_s
 
     def _schedule(self, process: Process, at_s: float, callback: Callable[..., None], *args: Any) -> None:
-        self._loop.later(process, at_s - self._loop.time(), callback, *args)
+        self._loop.at(process, at_s, callback, *args)
 
     def _open(self) -> None:
         self.connection = self._gateway.accept(self)

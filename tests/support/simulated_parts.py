@@ -79,7 +79,7 @@ class Part:
             self.ready = True
         except (BrokerUnavailable, StoreUnavailable) as error:
             self.failed = repr(error)
-            self.cluster.loop.later(self.cluster.loop.root, 0.0, self.cluster.crash, self, 0.1)
+            self.cluster.loop.later(self.cluster.loop.root, 0.0, self.cluster.crash, self, 0.0, 1.0)
 
     async def start(self) -> None:
         raise NotImplementedError
