@@ -152,12 +152,17 @@ class Auditor:
         return 0
 
     def _found(self, channel: HubChannel, head: int, owner: int) -> bool:
-        """Whether events up to `head` are missing; then they are fetched."""
+        """Whether events up to `head` are missing; then they are fetched.
+
+        The head may be known already, from the owner's answer to a newcomer, while those who were here before have missed
+        what led up to it.
+        """
         channel.owner = max(channel.owner, owner)
-        if head <= channel.head:
+        behind = min((cursor.position for cursor in channel.cursors if cursor.live), default=channel.head)
+        if head <= behind:
             return False
-        self._counts["gateway_missed_events"] += head - channel.head
-        channel.head = head
+        self._counts["gateway_missed_events"] += head - min(behind, channel.head)
+        channel.head = max(channel.head, head)
         if channel.name.startswith("order:"):
             self.recheck(channel)
         else:

@@ -48,6 +48,19 @@ async def test_the_loss_of_a_last_event_that_nobody_noticed_is_mended_and_counte
         assert rig.metrics.counts["gateway_missed_events"] == 2
 
 
+async def test_who_missed_what_a_newcomers_answer_spoke_of_is_given_it() -> None:
+    """The newcomer's subscription raises the head; those who were here before must not be taken to have it all."""
+    platform = FakePlatform()
+    platform.create(CHAT, USER)
+    async with Rig(platform, audit_s=0.2) as rig:
+        _, transport = await rig.following()
+        await platform.post(CHAT, *numbered(1))
+        await until(lambda: transport.offsets == [1])
+        await platform.post(CHAT, *numbered(2, 3), publish=False)
+        await following(rig, CHAT)
+        await until(lambda: transport.offsets == [1, 2, 3])
+
+
 async def test_without_the_comparison_nobody_would_know() -> None:
     platform = FakePlatform()
     platform.create(CHAT, USER)
