@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -401,6 +402,20 @@ async def test_a_long_page_is_read_in_pieces_none_of_them_longer_than_what_is_le
     asked.clear()
     assert len(await reader.read(stream, 0, 100_000)) == 450
     assert asked == [200, 200, 200]
+
+
+async def test_what_people_write_is_shown_as_it_is_stored(sqlite: InSql, partition: int) -> None:
+    """Orders keep some fields to themselves; a conversation that was treated like one would lose fields of that name."""
+    log = sqlite.log()
+    stream, order = conversation(partition), f"order:{new_id(partition)}"
+    body = b'{ "type": "message.posted", "hash": "of a file", "private": true }'
+    said = msgspec.structs.replace(posted(stream, 1), body=body)
+    done = msgspec.structs.replace(order_row(order, 1, "order.created"), body=body)
+    await log.commit(
+        [turn(said), turn(done, snapshots=[order_state(order, 1, "draft", "u1")])], await owned(log, partition)
+    )
+    assert await sqlite.reader().read(stream, 0, 5) == [(1, body)]
+    assert await sqlite.reader().read(order, 0, 5) == [(1, b'{"type":"message.posted"}')]
 
 
 # --- reminders ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from typing import Final, NamedTuple
 
 _RUNTIME: Final = (
     "tests/unit/test_runtime_mutants.py",
+    "tests/unit/test_turn_mutants.py",
     "tests/unit/test_runtime.py",
     "tests/unit/test_deadlines.py",
     "tests/unit/test_placement.py",

@@ -14,64 +14,7 @@ from domain.ids import uuid7
 from domain.ports import Entry, Loaded, Snapshot
 from tests.support.log_rows import AT, new_id
 from tests.support.runtime import person
-
-EVERY = 4
-
-
-class Tally:
-    """Rules of a stream whose state is the list of its events; `evolve` reuses the list, as rules may."""
-
-    kind = "conversation"
-    schema = 1
-    snapshot_every = EVERY
-
-    def __init__(self) -> None:
-        self.evolved: list[str] = []
-
-    def initial(self, stream_id: str) -> list[str]:
-        return [stream_id]
-
-    def version(self, state: list[str]) -> int:
-        return len(state) - 1
-
-    def evolve(self, state: list[str], event: str, offset: int) -> list[str]:
-        assert offset == len(state), "events come in order, each once"
-        self.evolved.append(event)
-        state.append(event)
-        return state
-
-    def fork(self, state: list[str]) -> list[str]:
-        return list(state)
-
-    def decode_event(self, body: bytes) -> str:
-        return body.decode()
-
-    def publication(self, body: bytes) -> bytes:
-        return b"seen " + body
-
-    def encode_state(self, state: list[str]) -> bytes:
-        return ",".join(state).encode()
-
-    def decode_state(self, body: bytes) -> list[str]:
-        return body.decode().split(",")
-
-
-class Stream(Activation):
-    """An activation that decides by itself, as turns would have it decide."""
-
-    def decide(self, *events: str, known: str = "") -> list[tuple[int, str]]:
-        """Evolve by the events, which are a command's if its id is `known`."""
-        self.begin()
-        numbered = list(enumerate(events, self.version + 1))
-        for offset, event in numbered:
-            self.state = self.rules.evolve(self.state, event, offset)
-        if known:
-            publications = tuple(Publication(offset, event.encode()) for offset, event in numbered)
-            self.remember(known, Landed(b"hash", numbered[0][0], numbered[-1][0], AT, publications))
-        return numbered
-
-    def commit(self, *events: str, known: str = "") -> None:
-        self.landed(self.decide(*events, known=known))
+from tests.support.tally import EVERY, Stream, Tally
 
 
 @pytest.fixture
