@@ -32,7 +32,7 @@ def replay(args: argparse.Namespace) -> int:
     report = simulate(args.seed, args.profile, args.planted, args.lines)
     print("\n".join(report.last))
     print(f"\nfaults: {report.faults}\ncounts: {report.counts}\ntrace {report.trace}")
-    print(f"{report.virtual_s:.1f} virtual seconds in {report.real_s:.2f} s, {report.callbacks} callbacks")
+    print(f"{report.virtual_s:.1f} virtual seconds in {report.cpu_s:.2f} s, {report.callbacks} callbacks")
     for violation in report.violations:
         print(f"BROKEN {violation}")
     print("all promises were kept" if report.ok else f"replay: {report.replay}")

@@ -46,6 +46,7 @@ class Chaos:
             "add host": self._add_host,
             "second placement": self._second_placement,
             "restart broker": self._restart_broker,
+            "broker hangs": self._broker_hangs,
             "store down": self._store_down,
             "store hangs": self._store_hangs,
             "host without store": self._without_store,
@@ -160,6 +161,10 @@ class Chaos:
         self._cluster.server.restart(self._chance.choice((0.001, 0.1, 1.0, 4.0)))
         return True
 
+    def _broker_hangs(self) -> bool:
+        self._cluster.server.hang(self._chance.choice((0.2, 1.5, 6.0)))
+        return True
+
     # --- the store -------------------------------------------------------------------------------------------------------
 
     def _store_down(self) -> bool:
@@ -213,6 +218,7 @@ class Chaos:
         cluster.server.quality.pending = 20_000
         cluster.wires.spikes = 0.0
         cluster.database.heal()
+        cluster.server._go_on()
         for part in list(cluster.parts.values()):
             part.process.fuse, part.process.burnt = 0, None
             part.process.resume()

@@ -1,12 +1,15 @@
 """What must be true after every simulation, once everything is mended and has caught up. Each check yields what is wrong."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
 from actors.activation import MAILBOX
+from domain.aggregate import Account, AccountNeed, Facts
 from domain.channels import stream_partition
 from domain.chat import MessagePosted
+from domain.commands import Command
+from domain.errors import Refusal
 from domain.order_state import OrderState
 from domain.order_table import TERMINAL
 from domain.order_turn import held_keys
@@ -124,6 +127,26 @@ def replayed_order(stream: str, entries: list[Entry]) -> OrderState:
     return state
 
 
+JUDGED = frozenset({"invalid_transition", "version_conflict", "forbidden", "not_found"})
+"""Refusals that follow from an order's state alone, whatever the time and whoever else has claimed what."""
+
+
+def refusable(command: Command, code: str, entries: list[Entry], since: int, accounts: Mapping[str, Account]) -> bool:
+    """Whether the order, as it stood at some offset from `since` on, refuses the command so."""
+    if code not in JUDGED or command.kind != "order":
+        return True
+    for end in range(since, len(entries) + 1):
+        state = replayed_order(command.stream, entries[:end])
+        facts = Facts({AccountNeed(user): account for user, account in accounts.items()})
+        try:
+            ORDERS.admit(state, command, facts)
+            ORDERS.decide(state, command, ORDERS.parse(command), EPOCH_MS, facts)
+        except Refusal as refusal:
+            if refusal.code.value == code:
+                return True
+    return False
+
+
 def snapshots(store: MemoryStore) -> Iterator[str]:
     """A snapshot is what its stream's events make."""
     for stream, snapshot in sorted(store.snapshots.items()):
@@ -193,6 +216,12 @@ def bounds(cluster: Cluster) -> Iterator[str]:
             yield f"bounded: {len(host.activations)} activations"
         if len(host._commits) > host.settings.buffer_commands:
             yield f"bounded: {len(host._commits)} turns wait"
+    for part in cluster.of("gateway"):
+        settings = part.board.settings
+        for peer in part.board.peers:
+            out = peer._out
+            if len(out) > settings.outbound_frames or (len(out) > 1 and out.size > settings.outbound_bytes):
+                yield f"bounded: {len(out)} frames of {out.size} bytes wait for one session of {part.incarnation}"
 
 
 def at_rest(cluster: Cluster) -> Iterator[str]:

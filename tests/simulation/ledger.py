@@ -56,6 +56,8 @@ class Ledger:
         self._trace = trace
         self._ended = ended
         self._public: dict[tuple[str, int], bytes] = {}
+        self.refusable: Callable[[Write, str], bool] = lambda write, code: True
+        """Whether the refusal was right at some moment since the write was first sent."""
         self.violations: list[str] = []
         self.writes: dict[str, Write] = {}
         self.known: dict[str, int] = {}
@@ -120,6 +122,8 @@ class Ledger:
             self.broken("equal answers", f"{write.id} was acknowledged at {write.answer[0]} and is refused: {code}")
         if (write.stream, write.id) in self._database.store.commands:
             self.broken("true refusals", f"{write.id} is stored, and its device is told {code}")
+        elif not self.refusable(write, code):
+            self.broken("true refusals", f"{write.id} ({write.data}) was never to be refused as {code}")
         write.refused = code
 
     # --- events ------------------------------------------------------------------------------------------------------
@@ -175,11 +179,11 @@ class Ledger:
         if head > end:
             self.broken("true answers", f"{device} is told by {what} that {stream} is at {head}: it ends at {end}")
 
-    def status(self, device: str, write: Write, acked_before: bool, known: bool, offset: int | None) -> None:
-        """What `write.status` said; `acked_before`: the write had been acknowledged before it was asked."""
+    def status(self, device: str, write: Write, floor: int, known: bool, offset: int | None) -> None:
+        """What `write.status` said; `floor`: how far the stream was known to go before it was asked."""
         self.counts["read status"] += 1
         stored = self._database.store.commands.get((write.stream, write.id))
-        if acked_before and not known and stored is not None:
-            self.broken("true answers", f"{device} is told that {write.id} has not landed; it was acknowledged before")
+        if not known and stored is not None and stored <= floor:
+            self.broken("true answers", f"{device} is told that {write.id} has not landed; {floor} was known before")
         if known and stored != offset:
             self.broken("true answers", f"{device} is told that {write.id} landed at {offset}; it is at {stored}")

@@ -16,11 +16,13 @@ from tests.support.simulated_network import WireQuality
 from tests.support.simulated_store import StoreFaults
 
 FAULTS: Final = (
-    "crash host", "crash host at an await", "pause host", "drain host", "add host", "jump clock", "cut host", "partition host",
-    "host without store", "doubt", "crash gateway", "crash gateway at an await", "pause gateway", "drain gateway",
-    "cut gateway", "partition gateway", "crash placement", "pause placement", "second placement", "partition placement",
-    "cut placement", "restart broker", "store down", "store hangs", "cut client", "half open client", "crash client",
-    "pause client", "slow client", "crash rest", "cut rest",
+    "crash host", "crash host at an await", "pause host", "drain host", "add host", "jump clock", "cut host",
+    "partition host", "host without store", "doubt",
+    "crash gateway", "crash gateway at an await", "pause gateway", "drain gateway", "cut gateway", "partition gateway",
+    "crash placement", "crash placement at an await", "pause placement", "second placement", "cut placement",
+    "partition placement",
+    "restart broker", "broker hangs", "store down", "store hangs", "crash rest", "cut rest",
+    "cut client", "half open client", "crash client", "pause client", "slow client",
 )  # fmt: skip
 """Everything that the chaos can do by itself; the store and the links have rates of their own."""
 
@@ -81,7 +83,7 @@ def _swarm(chance: random.Random) -> Profile:
         users=users,
         devices=users + chance.choice((0, 1, 2)),
         rooms=chance.choice((1, 2, 3)),
-        orders=chance.choice((0, 1, 2)),
+        orders=chance.choice((0, 1, 2, 4)),
         partitions=chance.choice((1, 2, 4, 8)),
         pace_s=chance.choice((0.5, 1.5, 3.0)),
         faults=faults,

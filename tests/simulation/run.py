@@ -44,7 +44,7 @@ class Report(msgspec.Struct):
     violations: list[str]
     trace: str
     virtual_s: float
-    real_s: float
+    cpu_s: float
     callbacks: int
     faults: dict[str, int]
     counts: dict[str, int]
@@ -128,6 +128,7 @@ class Simulation:
             skew_ms=profile.skew_ms,
         )
         self.ledger = Ledger(self.loop, self.cluster.database, self.trace, self._stop)
+        self.ledger.refusable = self._refusable
         self.people = self.loop.process("people")
         self.devices: list[Device] = []
         self.jobs: list[Job] = []
@@ -202,6 +203,13 @@ class Simulation:
         entries = self.cluster.database.store.streams.get(channel, [])
         before = self.cluster.database.end_at(channel, since_s)
         return all(device.user in checks.members_of(channel, entries[:end]) for end in range(before, len(entries) + 1))
+
+    def _refusable(self, write: Write, code: str) -> bool:
+        database = self.cluster.database
+        device = next(device for device in self.devices if device.name == write.device)
+        since = database.end_at(write.stream, write.first_sent_s)
+        entries = database.store.streams.get(write.stream, [])
+        return checks.refusable(device.command(write), code, entries, since, database.store.accounts)
 
     async def _open_rooms(self) -> None:
         """Conversations by REST, as apps do it: with the conversation's id as the write's."""
@@ -293,7 +301,7 @@ class Simulation:
         self.cluster.close()
         self.loop.dispose()
 
-    def report(self, seed: int, planted: str, real_s: float) -> Report:
+    def report(self, seed: int, planted: str, cpu_s: float) -> Report:
         store = self.cluster.database.store
         end = f"{self.loop.callbacks} {self.loop.time():.9f}".encode()
         return Report(
@@ -303,7 +311,7 @@ class Simulation:
             self.ledger.violations,
             self.trace.digest(checks.fingerprint(store), end),
             self.loop.time(),
-            real_s,
+            cpu_s,
             self.loop.callbacks,
             dict(sorted(self.faults.items())),
             {"rows": sum(map(len, store.logs.values())), **dict(sorted(self.ledger.counts.items()))},
@@ -333,10 +341,10 @@ def simulate(seed: int, profile: str = "swarm", planted: str = "", keep: int = K
     _settle_down()
     wiring = PLANTED[planted]() if planted else Wiring()
     simulation = Simulation(seed, draw(seed, profile), wiring, keep)
-    began_s = time.perf_counter()
+    began_s = time.process_time()
     with _listening(simulation.trace, simulation.errors), sealed():
         simulation.run()
-        report = simulation.report(seed, planted, time.perf_counter() - began_s)
+        report = simulation.report(seed, planted, time.process_time() - began_s)
         simulation.close()
     del simulation
     gc.collect()

@@ -15,12 +15,12 @@ PIECE = 10
 
 
 class Sweep(msgspec.Struct):
-    """The sum of many reports. Times in seconds; `busy_s` is that of all workers together."""
+    """The sum of many reports. Times in seconds; `cpu_s` is what all workers together spent on simulating."""
 
     seeds: int = 0
     failed: list[Report] = []
     virtual_s: float = 0.0
-    busy_s: float = 0.0
+    cpu_s: float = 0.0
     real_s: float = 0.0
     faults: Counter[str] = msgspec.field(default_factory=Counter)
     counts: Counter[str] = msgspec.field(default_factory=Counter)
@@ -28,7 +28,7 @@ class Sweep(msgspec.Struct):
     def add(self, report: Report) -> None:
         self.seeds += 1
         self.virtual_s += report.virtual_s
-        self.busy_s += report.real_s
+        self.cpu_s += report.cpu_s
         self.faults.update(report.faults)
         self.counts.update(report.counts)
         if not report.ok:
@@ -37,7 +37,7 @@ class Sweep(msgspec.Struct):
     @property
     def speed(self) -> float:
         """Virtual seconds per second of one core."""
-        return self.virtual_s / self.busy_s if self.busy_s else 0.0
+        return self.virtual_s / self.cpu_s if self.cpu_s else 0.0
 
 
 def _piece(seeds: list[int], profile: str, planted: str) -> list[Report]:

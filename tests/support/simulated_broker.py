@@ -31,6 +31,11 @@ _QUIET: Final = ("host.", "placement.heartbeat", "_INBOX.")
 class Scheduler(Protocol):
     """What a simulated server needs of the event loop; `simulated_loop.VirtualLoop` is one."""
 
+    @property
+    def root(self) -> Any:
+        """The process of whoever breaks things."""
+        ...
+
     def time(self) -> float: ...
     def later(self, process: Any, delay_s: float, callback: Callable[..., object], *args: Any) -> Any: ...
     def at(self, process: Any, when_s: float, callback: Callable[..., object], *args: Any) -> Any: ...
@@ -84,16 +89,20 @@ class _Link:
         if self.broken:
             return
         server, lane = self.server, self.up
-        at_s = max(server.scheduler.time() + server.latency(), lane.at_s, self.broker.held_up_until_s)
+        at_s = server.scheduler.time() + server.latency()
+        if at_s < lane.at_s:
+            at_s = lane.at_s
+        if at_s < self.broker.held_up_until_s:
+            at_s = self.broker.held_up_until_s
         lane.at_s = at_s
-        lane.frames.append((*frame, size))
+        lane.frames.append((frame, size))
         self.unsent_bytes += size
         server.scheduler.at(server.process, at_s, self._arrive)
 
     def _arrive(self) -> None:
         if self.broken or not self.up.frames:
             return
-        *frame, size = self.up.frames.popleft()
+        frame, size = self.up.frames.popleft()
         self.unsent_bytes -= size
         if self.known:
             self.server.take(self, frame)
@@ -107,14 +116,19 @@ class _Link:
         lane = self.down.get(key)
         if lane is None:
             lane = self.down[key] = _Lane()
-        lane.at_s = max(server.scheduler.time() + server.latency(), lane.at_s, self.broker.held_down_until_s)
+        at_s = server.scheduler.time() + server.latency()
+        if at_s < lane.at_s:
+            at_s = lane.at_s
+        if at_s < self.broker.held_down_until_s:
+            at_s = self.broker.held_down_until_s
+        lane.at_s = at_s
         lane.frames.append(frame)
         self.pending += 1
         if self.pending > server.quality.pending:
             server.count("slow consumer")
             server.reset(self.broker, 0.01)
             return
-        server.scheduler.at(self.broker.process, lane.at_s, self._deliver, lane)
+        server.scheduler.at(self.broker.process, at_s, self._deliver, lane)
 
     def _deliver(self, lane: _Lane) -> None:
         if not self.broken and lane.frames:
@@ -144,6 +158,7 @@ class SimulatedServer:
         self.process = process
         self.quality = quality or LinkQuality()
         self.up = True
+        self.hangs = False
         self.count = count_fault or (lambda name: None)
         self._chance = chance
         self._trace = trace
@@ -169,19 +184,19 @@ class SimulatedServer:
         self._inboxes[broker.inbox] = link
         return link
 
-    def take(self, link: _Link, frame: list[Any]) -> None:
+    def take(self, link: _Link, frame: tuple[Any, ...]) -> None:
         """A frame from a client."""
         if not self.up:
             return
-        match frame:
-            case ["PUB", subject, reply, data]:
-                self._route(link, subject, reply, data)
-            case ["SUB", subject, sid]:
-                self._subscribe(link, subject, sid)
-            case ["UNSUB", sid]:
-                self._unsubscribe(link, sid)
-            case ["PING"]:
+        match frame[0]:
+            case "PUB":
+                self._route(link, frame[1], frame[2], frame[3])
+            case "PING":
                 link.push("", ("PONG",))
+            case "SUB":
+                self._subscribe(link, frame[1], frame[2])
+            case "UNSUB":
+                self._unsubscribe(link, frame[1])
 
     def _subscribe(self, link: _Link, subject: str, sid: int) -> None:
         link.subscriptions[sid] = subject
@@ -204,10 +219,11 @@ class SimulatedServer:
     def _route(self, link: _Link, subject: str, reply: str, data: bytes) -> None:
         if self._trace is not None and not subject.startswith(_QUIET):
             self._trace(link.broker.name, f"publishes {len(data)} bytes {crc32(data):08x} on {subject}")
-        inbox, dot, token = subject.rpartition(".")
-        answered = self._inboxes.get(inbox + dot)
-        if answered is not None:
-            answered.push("", ("ANSWER", token, data))
+        if subject.startswith("_INBOX."):
+            inbox, _, token = subject.rpartition(".")
+            answered = self._inboxes.get(inbox)
+            if answered is not None:
+                answered.push("", ("ANSWER", token, data))
             return
         found = [(key[1], to) for key, to in self._exact.get(subject, {}).items()]
         if self._patterns:
@@ -248,6 +264,19 @@ class SimulatedServer:
             link.cut()
             self.scheduler.later(link.broker.process, 0.0, link.broker.lose, link, "pings were not answered")
             self.scheduler.later(self.process, healed_in_s, self._drop, link)
+
+    def hang(self, for_s: float, patience_s: float = 4.0) -> None:
+        """SIGSTOP of the server: clients give up when their pings are not answered, and find nobody until it goes on."""
+        self.process.pause()
+        self.hangs = True
+        for link in list(self._links.values()):
+            if for_s > patience_s and not link.broken:
+                self.scheduler.later(link.broker.process, patience_s, self._give_up, link, 0.0)
+        self.scheduler.later(self.scheduler.root, for_s, self._go_on)
+
+    def _go_on(self) -> None:
+        self.hangs = False
+        self.process.resume()
 
     def restart(self, down_s: float, notice_s: float = 0.001) -> None:
         """The server dies and comes back knowing nothing."""
@@ -299,7 +328,7 @@ class SimulatedBroker:
     def __init__(self, server: SimulatedServer, process: Any, name: str, prefix: str = "") -> None:
         self.process = process
         self.name = name
-        self.inbox = f"_INBOX.{name}-{next(server._serials)}."
+        self.inbox = f"_INBOX.{name.replace('.', '-')}-{next(server._serials)}"
         self.held_up_until_s = self.held_down_until_s = 0.0
         self._server = server
         self._prefix = as_prefix(prefix)
@@ -308,6 +337,7 @@ class SimulatedBroker:
         self._supervisor: asyncio.Task[None] | None = None
         self._subscriptions: dict[int, _SimulatedSubscription] = {}
         self._sids = count(1)
+        self._checked: set[str] = set()
         self._requests: dict[str, asyncio.Future[bytes]] = {}
         self._tokens = count(1)
         self._pongs: deque[asyncio.Future[None]] = deque()
@@ -352,7 +382,7 @@ class SimulatedBroker:
         self._requests[token] = answer
         deadline = loop.call_later(timeout_s, self._expire, token, subject, timeout_s)
         try:
-            self._send(subject, f"{self.inbox}{token}", data)
+            self._send(subject, f"{self.inbox}.{token}", data)
             return await answer
         finally:
             deadline.cancel()
@@ -410,11 +440,15 @@ class SimulatedBroker:
         return self._link
 
     def _send(self, subject: str, reply: str, data: bytes) -> _Link:
-        check_subject(subject)
         check_message(data)
         link = self._connected()
-        # An answer's subject is what the asker called it; prefixes keep platforms apart, inboxes are nobody else's.
-        whole = subject if subject.startswith("_INBOX.") else self._prefix + subject
+        if subject.startswith("_INBOX."):
+            whole = subject  # what the asker called it: prefixes keep platforms apart, inboxes are nobody else's
+        else:
+            if subject not in self._checked:
+                check_subject(subject)
+                self._checked.add(subject)
+            whole = self._prefix + subject
         link.send(("PUB", whole, reply, data), len(data))
         return link
 
@@ -441,20 +475,21 @@ class SimulatedBroker:
         """A frame from the server; one of a link that was given up is nobody's."""
         if link is not self._link or (self._lost is not None and self._lost.done()):
             return
-        match frame:
-            case ("MSG", sid, subject, reply, data):
+        match frame[0]:
+            case "MSG":
+                _, sid, subject, reply, data = frame
                 subscription = self._subscriptions.get(sid)
                 if subscription is not None:
                     call_safely(subscription.handler, Received(subject[len(self._prefix) :], data, reply))
-            case ("ANSWER", token, data):
-                answer = self._requests.get(token)
+            case "ANSWER":
+                answer = self._requests.get(frame[1])
                 if answer is not None and not answer.done():
-                    answer.set_result(data)
-            case ("NOBODY", token):
-                answer = self._requests.get(token)
+                    answer.set_result(frame[2])
+            case "NOBODY":
+                answer = self._requests.get(frame[1])
                 if answer is not None and not answer.done():
                     answer.set_exception(NoResponders("nobody listens on the subject"))
-            case ("PONG",):
+            case "PONG":
                 if self._pongs:
                     pong = self._pongs.popleft()
                     if not pong.done():
@@ -505,7 +540,7 @@ class SimulatedBroker:
     async def _open(self) -> None:
         """Connect, subscribe to everything on the new link, then let it be used."""
         server, loop = self._server, asyncio.get_running_loop()
-        if max(self.held_up_until_s, self.held_down_until_s) > loop.time():
+        if server.hangs or max(self.held_up_until_s, self.held_down_until_s) > loop.time():
             await asyncio.sleep(_CONNECT_TIMEOUT_S)
             raise BrokerUnavailable("no server answers")
         await asyncio.sleep(2 * server.latency())

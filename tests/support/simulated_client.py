@@ -349,12 +349,12 @@ class Device:
         self._ask({"rpc": {"method": method, "data": data}}, answered)
 
     def status(self, write: Write) -> None:
-        acked = write.answer is not None
+        floor = self.ledger.floor(write.stream)
 
         def answered(reply: Any, error: Any) -> None:
             if reply is not None:
                 data = msgspec.json.decode(reply["rpc"])["data"]
-                self.ledger.status(self.name, write, acked, data["known"], data.get("offset"))
+                self.ledger.status(self.name, write, floor, data["known"], data.get("offset"))
             elif error is not None and not error.get("temporary"):
                 self.ledger.broken("true refusals", f"{self.name} asked for the status of {write.id}: {error}")
 
@@ -465,7 +465,7 @@ class Device:
         rest.process.call(there_s, lambda: rest.process.spawn(work()))
 
     def _send_by_rest(self, write: Write, *, impatient: bool = False) -> None:
-        command = self._command(write)
+        command = self.command(write)
 
         def answered(answer: Any) -> None:
             if isinstance(answer, Accepted):
@@ -488,7 +488,8 @@ class Device:
 
         self.rest(command, answered)
 
-    def _command(self, write: Write) -> Command:
+    def command(self, write: Write) -> Command:
+        """The write as a host gets it."""
         kind, _, stream_id = write.stream.partition(":")
         data = dict(write.data)
         if write.method == "order.command":

@@ -12,6 +12,9 @@ import gc
 import heapq
 import random
 import sys
+import threading
+import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -236,8 +239,6 @@ class VirtualLoop(asyncio.BaseEventLoop):
             process.listed = False
             if process.alive and not process.paused:
                 self._run(process)
-                if process.ready and not process.listed and not process.paused:
-                    self.list(process)
 
     def _run(self, process: Process) -> None:
         """One iteration of the process's event loop: everything that is ready now, and nothing that this makes ready."""
@@ -259,14 +260,19 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     self.call_exception_handler({"message": f"{callback!r} failed", "exception": error})
         self._now += amount * CALLBACK_S
         self.callbacks += amount
-        if self.callbacks >= self._check_next:
-            if self._now - self._checked_at < 1.0:
-                raise Livelock(f"{BUSY} callbacks in {self._now - self._checked_at:.3f} virtual seconds")
-            self._check_next, self._checked_at = self.callbacks + BUSY, self._now
         self._current = self.root
+        if self.callbacks >= self._check_next:
+            self._check()
         if process.burnt is not None and not process.fuse:
             burnt, process.burnt = process.burnt, None
             burnt()
+        if ready and not (process.listed or process.paused):
+            self.list(process)
+
+    def _check(self) -> None:
+        if self._now - self._checked_at < 1.0:
+            raise Livelock(f"{BUSY} callbacks in {self._now - self._checked_at:.3f} virtual seconds")
+        self._check_next, self._checked_at = self.callbacks + BUSY, self._now
 
     def _expire(self) -> None:
         """Everything that is due goes to its process."""
@@ -280,24 +286,37 @@ class VirtualLoop(asyncio.BaseEventLoop):
                     self.list(process)
 
     def _jump(self) -> None:
-        """Nothing is ready: on to the next timer."""
+        """Nothing is ready: on to the next timer, and run it if it is the only one that is due."""
         timers = self._timers
-        while timers and (timers[0][3].callback is None or not timers[0][3].process.alive):
-            heapq.heappop(timers)
-        if not timers:
+        while timers:
+            when_s, _, _, handle = heapq.heappop(timers)
+            process = handle.process
+            if handle.callback is not None and process.alive:
+                break
+        else:
             raise Deadlock("nothing is ready and no timer is set")
-        self._now = max(self._now, timers[0][0])
-        self._expire()
+        if when_s > self._now:
+            self._now = when_s
+        process.ready.append(handle)
+        if process.paused:
+            return
+        if timers and timers[0][0] <= self._now:
+            self.list(process)
+            self._expire()
+        else:
+            self._run(process)
 
     def dispose(self) -> None:
         """End what is left, crashed processes included, without letting it do anything; then close."""
         self._disposed = True
-        for task in sorted(asyncio.all_tasks(self), key=hash):
-            task._log_destroy_pending = False  # type: ignore[attr-defined]
-            try:
-                task.get_coro().close()  # type: ignore[union-attr]
-            except (RuntimeError, ValueError):
-                continue  # it awaits something in a `finally`: a crashed process does not get that far
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # what a `finally` begins is never awaited
+            for task in sorted(asyncio.all_tasks(self), key=hash):
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                try:
+                    task.get_coro().close()  # type: ignore[union-attr]
+                except (RuntimeError, ValueError):
+                    continue  # it awaits something in a `finally`: a crashed process does not get that far
         self._timers.clear()
         self._runnable.clear()
         self.close()
@@ -308,7 +327,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 _REAL: Final = frozenset(
     {
         "socket.__new__", "socket.connect", "socket.bind", "socket.getaddrinfo", "subprocess.Popen", "os.system",
-        "os.fork", "os.posix_spawn", "_thread.start_new_thread", "time.sleep",
+        "os.fork", "os.posix_spawn",
     }
 )  # fmt: skip
 _sealed = False
@@ -318,6 +337,10 @@ _watching = False
 def _watch(event: str, _: tuple[Any, ...]) -> None:
     if _sealed and event in _REAL:
         raise RealIO(event)
+
+
+def _refuse(*_: Any) -> None:
+    raise RealIO("a thread, or sleeping in one")
 
 
 @contextmanager
@@ -330,9 +353,13 @@ def sealed() -> Iterator[None]:
     was_collecting = gc.isenabled()
     gc.disable()
     _sealed = True
+    # These two raise no audit events in Python 3.11.
+    start, sleep = threading._start_new_thread, time.sleep  # type: ignore[attr-defined]
+    threading._start_new_thread = time.sleep = _refuse  # type: ignore[attr-defined]
     try:
         yield
     finally:
         _sealed = False
+        threading._start_new_thread, time.sleep = start, sleep  # type: ignore[attr-defined]
         if was_collecting:
             gc.enable()

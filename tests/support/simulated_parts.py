@@ -15,7 +15,7 @@ from actors.host import Host, HostSettings
 from actors.kinds import Kinds
 from actors.membership import HostMember, PlacementService
 from actors.router import BrokerRouter
-from domain.commands import Answer, Command, Query
+from domain.commands import Answer, Command, Delivery, Publication, Query
 from domain.errors import Code, Refusal
 from domain.ids import PARTITIONS, uuid7
 from domain.ports import BrokerUnavailable, Identity, NoMetrics, StoreUnavailable
@@ -32,6 +32,9 @@ from tests.support.simulated_store import SimulatedDatabase, StoreFaults
 EPOCH_MS = 1_767_225_600_000
 """When every simulation begins, by its database."""
 NO_METRICS = NoMetrics()
+_STREAMS = ("ev.conversation.", "ev.order.")
+_decode_delivery = msgspec.msgpack.Decoder(Delivery).decode
+_encode = msgspec.msgpack.encode
 
 
 class SimulatedClock:
@@ -53,6 +56,7 @@ class Part:
     """One process with a connection to the broker. Subclasses say what runs in it."""
 
     role = "part"
+    broker_class = SimulatedBroker
 
     def __init__(self, cluster: "Cluster", name: str) -> None:
         self.cluster = cluster
@@ -62,7 +66,7 @@ class Part:
         self.process = cluster.loop.process(self.incarnation)
         self.process.keeps.append(self)
         self.clock = cluster.clock()
-        self.broker = SimulatedBroker(cluster.server, self.process, self.incarnation)
+        self.broker = self.broker_class(cluster.server, self.process, self.incarnation)
         self.ready = False
         self.leaving = False
         self.failed: str = ""
@@ -92,8 +96,22 @@ class Part:
         return self.process.alive and not self.process.paused and self.ready
 
 
+class TaggingBroker(SimulatedBroker):
+    """Writes into every ephemeral item under which takeover position its host spoke, for the checks to see."""
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        if subject.startswith(_STREAMS):
+            delivery = _decode_delivery(data)
+            if any(not item.offset for item in delivery.items):
+                tag = b',"owner":%d}' % delivery.owner
+                items = tuple(item if item.offset else Publication(0, item.data[:-1] + tag) for item in delivery.items)
+                data = _encode(msgspec.structs.replace(delivery, items=items))
+        await super().publish(subject, data)
+
+
 class HostPart(Part):
     role = "host"
+    broker_class = TaggingBroker
 
     def __init__(self, cluster: "Cluster", name: str) -> None:
         super().__init__(cluster, name)
