@@ -219,10 +219,15 @@ class Disk:
         (self.folder / "ballast").unlink(missing_ok=True)
 
     def die(self) -> None:
-        """As when the device is gone: every read and write that needs it fails from now on, what was not synced is lost."""
+        """As when the device is gone: every read and write that needs it fails from now on.
+
+        The file system stands still at that instant. Otherwise ext4 now and then calls a sync done that the shutdown has
+        cut off (16 of 120 times, with a bare `fdatasync` loop), which no device that is gone does.
+        """
         folder = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.ioctl(folder, _SHUT_DOWN, _WITHOUT_FLUSH.to_bytes(4, sys.byteorder))
+            with self.frozen():
+                fcntl.ioctl(folder, _SHUT_DOWN, _WITHOUT_FLUSH.to_bytes(4, sys.byteorder))
         finally:
             os.close(folder)
 
