@@ -224,6 +224,7 @@ class Chaos:
             part.process.resume()
             part.broker.held_up_until_s = part.broker.held_down_until_s = 0.0
             part.clock.skew_ms = 0
+        cluster.skew_ms = 0
         for device in self._devices:
             device.process.resume()
             device.clock.skew_ms = 0

@@ -74,6 +74,7 @@ def _swarm(chance: random.Random) -> Profile:
     drawn = chance.random
     faults = {kind: 0.2 + drawn() for kind in FAULTS if drawn() < 0.4}
     users = chance.choice((2, 3, 3))
+    room = chance.choice(((1, 30_000), (3, 8), (20_000, 30_000)))
     return Profile(
         name="swarm",
         stormy_s=chance.uniform(15.0, 35.0),
@@ -111,7 +112,9 @@ def _swarm(chance: random.Random) -> Profile:
         host=HostSettings(
             flush_commands=chance.choice((1, 4, 256)),
             idle_s=chance.choice((1.5, 10.0, 300.0)),
-            activations=chance.choice((1, 3, 20_000)),
+            activations=room[0],
+            activations_ever=room[1],
+            buffer_commands=chance.choice((6, 4_096, 4_096)),
             reserve_s=chance.choice((2.0, 30.0)),
             retry_s=chance.choice((0.1, 0.5)),
         ),

@@ -202,6 +202,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     # --- what the simulation asks of it ----------------------------------------------------------------------------
 
+    @property
+    def current(self) -> Process:
+        """Whose callback is running."""
+        return self._current
+
     def process(self, name: str) -> Process:
         return Process(self, name)
 

@@ -333,7 +333,7 @@ class Cluster:
         self.chance = random.Random(f"{seed}/cluster")
         self._ids = random.Random(f"{seed}/ids")
         self._wire_chance = random.Random(f"{seed}/wires")
-        self._skew_ms = skew_ms
+        self.skew_ms = skew_ms
         self._wires = 0
         self.server = SimulatedServer(
             loop, loop.process("nats"), random.Random(f"{seed}/links"), links, trace, count_fault
@@ -350,7 +350,7 @@ class Cluster:
     # --- small things ------------------------------------------------------------------------------------------------
 
     def clock(self) -> SimulatedClock:
-        skew_ms = int(self.chance.uniform(-1.0, 1.0) * self._skew_ms)
+        skew_ms = int(self.chance.uniform(-1.0, 1.0) * self.skew_ms)
         return SimulatedClock(self.loop, self.chance, skew_ms)
 
     def new_id(self, clock: SimulatedClock, partition: int | None = None) -> str:
