@@ -155,7 +155,7 @@ class GroupCommit:
             if any(touched.express for touched in self._waiting[0].touched):
                 break
             batch.append(self._waiting.popleft())
-        if not len(self):
+        if not len(self) and not self._proofs:
             self._filled.clear()
         return batch
 

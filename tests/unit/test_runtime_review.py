@@ -116,6 +116,23 @@ async def test_a_proof_that_fails_in_an_unforeseen_way_ends_neither_the_commits_
     assert not leased, "nothing was proved"
 
 
+async def test_a_proof_that_is_asked_for_while_another_is_under_way_is_given_too(world: World) -> None:
+    host = await world.host()
+    heads, slow = world.logs[0].heads, asyncio.Event()
+
+    async def slowly(*arguments: Any) -> Any:
+        await slow.wait()
+        return await heads(*arguments)
+
+    world.logs[0].heads = slowly  # type: ignore[method-assign]
+    first = asyncio.create_task(host._commits.prove())
+    await asyncio.sleep(0.02)
+    second = asyncio.create_task(host._commits.prove())
+    await asyncio.sleep(0.02)
+    slow.set()
+    assert await asyncio.wait_for(asyncio.gather(first, second), 2.0) == [True, True]
+
+
 async def test_a_slow_store_does_not_keep_a_host_that_is_heard_without_a_lease_for_ever(world: World) -> None:
     host = await world.host(leased=False)
     heads = world.logs[0].heads
