@@ -98,6 +98,8 @@ class Database:
             "AUTOCOMMIT", self.settings.readers, self.settings.statement_timeout_s, skip_autocommit_rollback=True
         )
         self._writers = opener.engine(level, self.settings.writers, self.settings.commit_timeout_s)
+        self._reading = asyncio.Semaphore(self.settings.readers)
+        self._writing = asyncio.Semaphore(self.settings.writers)
         self._dedicated = opener.engine(level, 0, self.settings.commit_timeout_s, prepared=_PREPARED)
         if self.is_sqlite:
             event.listen(self._writers.sync_engine, "begin", _begin_immediate)
@@ -109,7 +111,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection whose every statement is its own read of what is committed."""
-        async with _reachable(self._readers) as connection:
+        async with self._in_turn(self._reading), _reachable(self._readers) as connection:
             try:
                 yield connection
             except _OURS:
@@ -124,7 +126,7 @@ class Database:
         Raises:
             OutcomeUnknown: the connection was lost while committing.
         """
-        async with self.turn(), _reachable(self._writers) as connection:
+        async with self.turn(), self._in_turn(self._writing), _reachable(self._writers) as connection:
             try:
                 await connection.begin()
                 yield connection
@@ -145,6 +147,22 @@ class Database:
             return
         async with self._turnstile:
             yield
+
+    @asynccontextmanager
+    async def _in_turn(self, seats: asyncio.Semaphore) -> AsyncIterator[None]:
+        """First come, first served: from the pool's own queue whoever gives a connection back may take it again at once."""
+        if seats.locked():
+            try:
+                async with asyncio.timeout(self.settings.connect_timeout_s):
+                    await seats.acquire()
+            except TimeoutError as error:
+                raise StoreUnavailable("no connection was free in time") from error
+        else:
+            await seats.acquire()
+        try:
+            yield
+        finally:
+            seats.release()
 
     async def writer(self) -> AsyncConnection:
         """A connection of one's own for write transactions; whoever asks for it closes it."""

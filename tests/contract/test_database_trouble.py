@@ -147,3 +147,39 @@ async def test_a_cancelled_commit_leaves_no_connection_in_the_middle_of_somethin
         stream = stream if offset == 0 else conversation(partition)
     done = await log.commit([turn(posted(stream, 1))], heads)
     assert done.heads == {partition: heads[partition] + 1}
+
+
+async def test_connections_are_given_out_first_come_first_served(mariadb_url: str) -> None:
+    database = Database(mariadb_url, DatabaseSettings(readers=1, connect_timeout_s=2.0))
+    turns: list[str] = []
+
+    async def read(name: str, times: int) -> None:
+        for _ in range(times):
+            async with database.read() as connection:
+                await connection.execute(sa.text("SELECT 1"))
+            turns.append(name)
+
+    try:
+        greedy = asyncio.create_task(read("greedy", 500))
+        while not turns:
+            await asyncio.sleep(0)
+        before = len(turns)
+        await read("patient", 1)
+        assert turns.index("patient") - before <= 2
+    finally:
+        greedy.cancel()
+        await asyncio.gather(greedy, return_exceptions=True)
+        await database.close()
+
+
+async def test_whoever_finds_every_connection_taken_is_told_so_in_time(mariadb_url: str) -> None:
+    database = Database(mariadb_url, DatabaseSettings(readers=1, connect_timeout_s=0.1))
+    try:
+        async with database.read():
+            with pytest.raises(StoreUnavailable, match="no connection"):
+                async with database.read():
+                    pass
+        async with database.read() as connection:
+            assert await connection.scalar(sa.text("SELECT 1")) == 1
+    finally:
+        await database.close()
