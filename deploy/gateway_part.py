@@ -42,8 +42,11 @@ class GatewayPart:
         return {"websocket": port}
 
     async def stop(self, *, with_all: bool = False) -> None:
-        """Ask every session to reconnect, each when its commands are answered, then stop."""
-        await self._server.drain()
+        """Ask every session to reconnect, each when its commands are answered, then stop.
+
+        That takes its time, unless the whole platform stops: then nobody is spared by going elsewhere slowly.
+        """
+        await self._server.drain(over_s=0.0 if with_all else None)
         await self._server.stop()
         await self._connections.close()
 

@@ -103,7 +103,7 @@ def configure_logging(process: str, folder: Path | None, level: str = "info") ->
     handler.setFormatter(formatter)
     root.addHandler(handler)
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore", "asyncio", "sqlalchemy.engine", "alembic", "ray"):
+    for noisy in ("httpx", "httpcore", "asyncio", "sqlalchemy.engine", "alembic", "ray", "websockets"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
     structlog.configure(
         processors=[

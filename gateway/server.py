@@ -30,7 +30,7 @@ PATH = "/connection/websocket"
 LIVE_PATH = "/health/live"
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _MAX_FRAGMENTS = 1_024
-_DRAIN_EACH_S = 0.005
+_DRAIN_EACH_S = 0.004
 """Draining a few sessions need not take as long as draining thousands."""
 _FORGOTTEN = Request(PATH, Headers())
 """Stands in for every connection's handshake once that is over: headers cost kilobytes per idle session."""
@@ -257,18 +257,21 @@ class GatewayServer:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
-    async def drain(self) -> None:
-        """Stop accepting, and disconnect everybody with 4001, spread over `drain_s`, each when its commands are answered."""
+    async def drain(self, over_s: float | None = None) -> None:
+        """Stop accepting, and disconnect everybody with 4001, each when its commands are answered.
+
+        That is spread over `over_s` seconds, or over `drain_s` at most, so that reconnects cost the others no latency.
+        """
         if self._server is not None and self._server.server.is_serving():
             outside = close_listeners(self._server.server)
             self._server.close(close_connections=False)
             self._board.spawn(turn_away(outside))
-        board, steps = self._board, 20
+        board, steps = self._board, 200
         peers = list(board.peers)
-        pause_s = min(self._settings.drain_s, len(peers) * _DRAIN_EACH_S) / steps
+        pause_s = (min(self._settings.drain_s, len(peers) * _DRAIN_EACH_S) if over_s is None else over_s) / steps
+        asked: list[Peer] = []
         for step in range(steps):
-            for peer in peers[step::steps]:
-                self._send_elsewhere(peer)
+            asked = [peer for peer in [*asked, *peers[step::steps]] if not self._send_elsewhere(peer)]
             await asyncio.sleep(pause_s)
         patience = board.clock.monotonic_s() + self._settings.ask_timeout_s
         while board.peers and board.clock.monotonic_s() < patience:
@@ -278,12 +281,13 @@ class GatewayServer:
         for peer in list(board.peers):
             peer.disconnect(codes.DRAINING)
 
-    def _send_elsewhere(self, peer: Peer) -> None:
-        """Now, or once its commands are answered; a client that never stops asking is not heard meanwhile."""
+    def _send_elsewhere(self, peer: Peer) -> bool:
+        """Whether it is sent; a client whose commands are not answered yet is not heard from now on, and asked again soon."""
         if peer.busy:
             peer.take_no_more()
-        else:
-            peer.disconnect(codes.DRAINING)
+            return False
+        peer.disconnect(codes.DRAINING)
+        return True
 
     async def stop(self) -> None:
         """Close every connection (3001, reconnect) and the listening socket; returns when all is gone."""

@@ -42,8 +42,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """For the closing handshake, before the socket is cut."""
     ask_timeout_s: float = 4.5
     """For an answer of a stream's owner; less than the SDKs' own 5 s, so that they hear of an unknown outcome from us."""
-    drain_s: float = 5
-    """Over how long draining spreads its disconnects."""
+    drain_s: float = 20
+    """Over how long draining spreads its disconnects at most: reconnects cost the other gateways a core's time."""
     tick_s: float = 0.5
     """How often deadlines are looked at and metrics written."""
 

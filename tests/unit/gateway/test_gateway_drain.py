@@ -87,6 +87,21 @@ async def test_commands_under_way_are_answered_before_their_client_is_sent_elsew
     await draining
 
 
+async def test_whoever_was_busy_is_sent_when_it_is_answered_and_not_when_everybody_is_gone(open_house: Open) -> None:
+    house = await open_house()
+    clients = [await house.connected() for _ in range(5)]
+    house.platform.delay_s = 0.1
+    for client in clients:
+        await client.send(message(2, str(uuid.uuid4())))
+    await asyncio.sleep(0.05)
+    draining = asyncio.create_task(house.server.drain(over_s=60.0))
+    for heard in await asyncio.gather(*map(everything_until_closed, clients)):
+        assert [reply["id"] for reply in heard if "rpc" in reply] == [2]
+    assert not draining.done()
+    draining.cancel()
+    await asyncio.gather(draining, return_exceptions=True)
+
+
 async def test_a_client_that_never_stops_asking_gets_every_answer_to_what_was_read(open_house: Open) -> None:
     house = await open_house(ask_timeout_s=3)
     house.platform.delay_s = 0.02
