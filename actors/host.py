@@ -171,8 +171,7 @@ class Host:
         if sent_s <= self._cut_off_s:
             return
         if sent_s - self._heard_s >= self.settings.lease_s:
-            self._proved = False
-            self._gaps += 1
+            self._lapse()
         self._heard_s = max(self._heard_s, sent_s)
         if not self._proved and not self._proving:
             self._proving = True
@@ -190,8 +189,12 @@ class Host:
         """From here on placement may give our partitions away: nothing that it said before counts."""
         self._cut_off_s = self._clock.monotonic_s()
         self._heard_s = float("-inf")
+        self._lapse()
+
+    def _lapse(self) -> None:
         self._proved = False
         self._gaps += 1
+        self._metrics.count("lease_gaps")
 
     def _reconnected(self) -> None:
         self._cut_off()
