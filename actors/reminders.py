@@ -123,7 +123,8 @@ class Reminders:
         try:
             rows = await self._log.reminders(partitions, until_ms + 1, PAGE)
         except BaseException:
-            self._known_until_ms = before
+            if self._known_until_ms == until_ms:  # else partitions came meanwhile: nothing is known of them
+                self._known_until_ms = before
             raise
         finally:
             self._moved = None

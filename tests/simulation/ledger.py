@@ -28,6 +28,8 @@ class Write(msgspec.Struct):
     device: str
     user: str
     first_sent_s: float = -1.0
+    copies: int = 0
+    """How often it was sent."""
     floor: int = 0
     answer: tuple[int, Any] | None = None
     originals: int = 0
@@ -56,8 +58,8 @@ class Ledger:
         self._trace = trace
         self._ended = ended
         self._public: dict[tuple[str, int], bytes] = {}
-        self.refusable: Callable[[Write, str], bool] = lambda write, code: True
-        """Whether the refusal was right at some moment since the write was first sent."""
+        self.refusable: Callable[[Write, str, int | None], bool] = lambda write, code, before: True
+        """Whether the refusal was right at some moment since the write was first sent, with the stream `before` an offset."""
         self.violations: list[str] = []
         self.writes: dict[str, Write] = {}
         self.known: dict[str, int] = {}
@@ -84,6 +86,7 @@ class Ledger:
 
     def sent(self, write: Write) -> None:
         self.counts["sent"] += 1
+        write.copies += 1
         if write.first_sent_s < 0:
             self.writes[write.id] = write
             write.first_sent_s = self._loop.time()
@@ -120,9 +123,11 @@ class Ledger:
         self._trace(write.device, f"is told that {write.id} ({write.method}) is refused: {code}")
         if write.answer is not None:
             self.broken("equal answers", f"{write.id} was acknowledged at {write.answer[0]} and is refused: {code}")
-        if (write.stream, write.id) in self._database.store.commands:
+        stored_at = self._database.store.commands.get((write.stream, write.id))
+        if stored_at is not None and write.copies == 1:
             self.broken("true refusals", f"{write.id} is stored, and its device is told {code}")
-        elif not self.refusable(write, code):
+        elif not self.refusable(write, code, stored_at):
+            # Refusals are not remembered: of several copies one may have come too early, and another one in time.
             self.broken("true refusals", f"{write.id} ({write.data}) was never to be refused as {code}")
         write.refused = code
 

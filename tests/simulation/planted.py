@@ -8,11 +8,17 @@ from typing import Any, Final
 
 import msgspec
 
+from actors.host import Host
+from actors.kinds import Kinds
+from domain.chat import ChatEvent, Conversation
+from domain.commands import Publication, Reminder
 from domain.ports import Committed, Entry, Loaded, Takeover, Turn
 from gateway.recovery import Cursor, Event
 from storage.commit_plan import plan_commit
+from storage.partition_log import publication
+from tests.simulation.rules import RemindingChat, Room, alarm_over
 from tests.support.simulated_network import Wire
-from tests.support.simulated_parts import Cluster, NumberedConnection, Part, Switchboard, Wiring
+from tests.support.simulated_parts import Cluster, HostPart, NumberedConnection, Part, Switchboard, Wiring
 from tests.support.simulated_store import SimulatedLog
 
 
@@ -127,10 +133,176 @@ class RecoveryOffByOne(Wiring):
         return _OneFurther(board, wire)
 
 
+class _Overwriting(_Around):
+    """Loads a stream without its last entry, and has the store take what then is written over it."""
+
+    async def load(self, streams: Sequence[str], schemas: Mapping[str, int]) -> dict[str, Loaded]:
+        found = await self._inner.load(streams, schemas)
+        for loaded in found.values():
+            del loaded.tail[-1:]
+        return found
+
+    async def commit(self, turns: Sequence[Turn], heads: Mapping[int, int]) -> Committed:
+        store = self._cluster.database.store
+        for stream, first in plan_commit(turns, heads, set(), set()).firsts.items():
+            for entry in store.streams.get(stream, [])[first - 1 :]:
+                store.commands.pop((stream, entry.command_id or ""), None)
+            del store.streams.get(stream, [])[first - 1 :]
+        return await self._inner.commit(turns, heads)
+
+
+class OffsetReuse(Wiring):
+    """A stream is loaded up to the last entry but one, whose offset is given again: `INSERT` has become `REPLACE`."""
+
+    def log(self, cluster: Cluster, part: Part, owner: str) -> Any:
+        return _Overwriting(super().log(cluster, part, owner), cluster, part)
+
+
+class _Torn(_Around):
+    async def commit(self, turns: Sequence[Turn], heads: Mapping[int, int]) -> Committed:
+        committed: Committed = await self._inner.commit(turns[:1], heads)
+        plan = plan_commit(turns, heads, set(committed.fenced), set(committed.stale))
+        return Committed(plan.heads, committed.fenced, committed.stale)
+
+
+class TornCommit(Wiring):
+    """Of a flush of several turns the first one is stored, and all of them are taken to be."""
+
+    def log(self, cluster: Cluster, part: Part, owner: str) -> Any:
+        return _Torn(super().log(cluster, part, owner), cluster, part)
+
+
+class _Loud(_Around):
+    async def commit(self, turns: Sequence[Turn], heads: Mapping[int, int]) -> Committed:
+        host = self._part.host  # type: ignore[attr-defined]
+        for turn in turns:
+            for entry in turn.entries:
+                owned = host.partitions.get(turn.partition)
+                if owned is not None:
+                    said = Publication(entry.offset, publication(entry.stream, entry.body))
+                    host._relay._deliver(entry.stream, owned.owner, [said])
+        return await self._inner.commit(turns, heads)
+
+
+class PublishBeforeCommit(Wiring):
+    """Events are published when their flush begins."""
+
+    def log(self, cluster: Cluster, part: Part, owner: str) -> Any:
+        return _Loud(super().log(cluster, part, owner), cluster, part)
+
+
+class _Premature(_Around):
+    async def commit(self, turns: Sequence[Turn], heads: Mapping[int, int]) -> Committed:
+        ahead = [
+            msgspec.structs.replace(
+                turn, snapshots=[msgspec.structs.replace(each, offset=each.offset + 1) for each in turn.snapshots]
+            )
+            for turn in turns
+        ]
+        return await self._inner.commit(ahead, heads)
+
+
+class SnapshotAhead(Wiring):
+    """A snapshot says that it holds one event more than it does."""
+
+    def log(self, cluster: Cluster, part: Part, owner: str) -> Any:
+        return _Premature(super().log(cluster, part, owner), cluster, part)
+
+
+class _Improvising(_Around):
+    async def find_commands(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], list[Entry]]:
+        found = await self._inner.find_commands(keys)
+        return {
+            key: [msgspec.structs.replace(entry, at=entry.at + 1) for entry in entries]
+            for key, entries in found.items()
+        }
+
+
+class AnswerDiffers(Wiring):
+    """Who sends a write again, long after it, is told another time than at first."""
+
+    def log(self, cluster: Cluster, part: Part, owner: str) -> Any:
+        return _Improvising(super().log(cluster, part, owner), cluster, part)
+
+
+class _Oblivious(_Around):
+    async def reminders(self, partitions: Sequence[int], before_ms: int, limit: int) -> list[Reminder]:
+        return []
+
+
+class TimerLost(Wiring):
+    """A new owner does not read the reminders that the former one had stored."""
+
+    def log(self, cluster: Cluster, part: Part, owner: str) -> Any:
+        return _Oblivious(super().log(cluster, part, owner), cluster, part)
+
+
+class _Snoozing(RemindingChat):
+    def evolve(self, state: Conversation, event: ChatEvent, offset: int) -> Conversation:
+        over = alarm_over(event)
+        due_at = state.alarms.get(over[0], (0, 0))[0] if over is not None and isinstance(state, Room) else 0
+        super().evolve(state, event, offset)
+        if over is not None and over[1] is not None and isinstance(state, Room):
+            state.alarms.setdefault(over[0], (due_at + 2_000, offset))
+        return state
+
+
+class TimerDouble(Wiring):
+    """A reminder that has fired is set again by its own firing, for two seconds later."""
+
+    def kinds(self, cluster: Cluster) -> Kinds:
+        return {**cluster.kinds, "conversation": _Snoozing()}
+
+
+class LeaseForEver(Wiring):
+    """A host believes for ever that it owns what it once took, and answers questions from memory."""
+
+    def host(self, cluster: Cluster, part: HostPart) -> Host:
+        host = super().host(cluster, part)
+        host.lease_fresh = lambda: True  # type: ignore[method-assign]
+        return host
+
+
+class UndoSkipped(Wiring):
+    """What a failed flush had decided stays in its activations."""
+
+    def host(self, cluster: Cluster, part: HostPart) -> Host:
+        host = super().host(cluster, part)
+        host._commits._undo = lambda batch: None  # type: ignore[method-assign]
+        return host
+
+
+class _Abandoned(NumberedConnection):
+    __slots__ = ()
+
+    def lagging(self, cursor: Cursor) -> None:
+        """Nothing is read for it, ever."""
+
+
+class LaggingForgotten(Wiring):
+    """A session that was too slow for its events, or missed one, is not caught up."""
+
+    def connection(self, board: Switchboard, wire: Wire) -> Any:
+        return _Abandoned(board, wire)
+
+
 PLANTED: Final[dict[str, type[Wiring]]] = {
     "ack-before-commit": AckBeforeCommit,
+    "publish-before-commit": PublishBeforeCommit,
+    "torn-commit": TornCommit,
+    "undo-skipped": UndoSkipped,
     "dedupe-off": DedupeOff,
+    "answer-differs": AnswerDiffers,
     "fence-off": FenceOff,
+    "lease-for-ever": LeaseForEver,
+    "offset-reuse": OffsetReuse,
+    "snapshot-ahead": SnapshotAhead,
     "relay-skipped": RelaySkipped,
     "recovery-off-by-one": RecoveryOffByOne,
+    "lagging-forgotten": LaggingForgotten,
+    "timer-lost": TimerLost,
+    "timer-double": TimerDouble,
 }
+
+PROFILES: Final = {"lease-for-ever": "network"}
+"""Where a bug is looked for, if not in the swarm: this one shows only where a host is cut off from placement alone."""

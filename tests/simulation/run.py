@@ -215,11 +215,13 @@ class Simulation:
         before = self.cluster.database.end_at(channel, since_s)
         return all(device.user in checks.members_of(channel, entries[:end]) for end in range(before, len(entries) + 1))
 
-    def _refusable(self, write: Write, code: str) -> bool:
+    def _refusable(self, write: Write, code: str, before: int | None) -> bool:
         database = self.cluster.database
         device = next(device for device in self.devices if device.name == write.device)
         since = database.end_at(write.stream, write.first_sent_s)
         entries = database.store.streams.get(write.stream, [])
+        if before is not None:
+            since, entries = min(since, before - 1), entries[: before - 1]
         return checks.refusable(device.command(write), code, entries, since, database.store.accounts)
 
     async def _open_rooms(self) -> None:
@@ -275,9 +277,9 @@ class Simulation:
         self._all(checks.log_of(database))
         self._all(checks.writes(self.ledger, store))
         self._all(checks.shown(self.ledger, self.devices, store))
+        self._all(checks.reminders(database, self.loop.time()))
         self._all(checks.snapshots(store))
         self._all(checks.claims(store))
-        self._all(checks.reminders(database, self.loop.time()))
         self._all(checks.bounds(self.cluster))
         self._all(checks.at_rest(self.cluster))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.simulation.planted import PLANTED
+from tests.simulation.planted import PLANTED, PROFILES
 from tests.simulation.profiles import FAULTS, NAMED
 from tests.simulation.run import simulate
 from tests.simulation.sweep import Sweep, summary, sweep, told
@@ -47,12 +47,13 @@ def test_every_named_profile_runs(profile: str) -> None:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_planted_bug_is_found(planted: str, capsys: pytest.CaptureFixture[str]) -> None:
-    found = sweep(range(WITHIN), JOBS, planted=planted, most_failed=1)
+    profile = PROFILES.get(planted, "swarm")
+    found = sweep(range(WITHIN), JOBS, profile, planted, most_failed=1)
     assert found.failed, f"{planted} was not found within {WITHIN} seeds"
     first = found.failed[0]
     with capsys.disabled():
         print(f"\n{planted}: seed {first.seed}, {first.violations[0][:110]}")
-    assert simulate(first.seed).ok, "the seed fails without the planted bug, too"
+    assert simulate(first.seed, profile).ok, "the seed fails without the planted bug, too"
 
 
 def test_a_seed_gives_the_same_trace_in_every_process() -> None:

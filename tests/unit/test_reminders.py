@@ -1,7 +1,7 @@
 """Reminders fire late rather than lost, once in effect, and are harmless when early, late or double."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
@@ -9,6 +9,7 @@ from actors.host import Host
 from domain.commands import SYSTEM, Accepted, Answer, Command, Reminder
 from domain.errors import Code, Refused
 from domain.ids import partition_of
+from domain.ports import StoreUnavailable
 from tests.support.alarms import alarm_kinds
 from tests.support.runtime import World, eventually, person
 
@@ -73,6 +74,28 @@ async def test_what_was_due_while_nobody_was_there_fires_in_order_at_the_takeove
     await world.host("host-1")
     await eventually(lambda: all(rings(world, room) == 1 for room in rooms), 2.0)
     assert stored(world) == []
+
+
+async def test_partitions_that_come_while_a_read_fails_are_read_again(world: World) -> None:
+    host = await world.host(assigned=False)
+    came = asyncio.Event()
+    read, reads = world.logs[0].reminders, 0
+
+    async def failing(partitions: Sequence[int], before_ms: int, limit: int) -> list[Reminder]:
+        nonlocal reads
+        reads += 1
+        if reads == 2:
+            await came.wait()
+            raise StoreUnavailable("away for a moment")
+        return await read(partitions, before_ms, limit)
+
+    world.logs[0].reminders = failing  # type: ignore[method-assign]
+    await eventually(lambda: reads == 1)
+    host.reminders.look()
+    await eventually(lambda: reads == 2)
+    host.reminders.look()
+    came.set()
+    await eventually(lambda: reads == 3, 3.0)
 
 
 async def test_a_backlog_of_thousands_fires_completely(world: World) -> None:
