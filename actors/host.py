@@ -71,7 +71,7 @@ class HostSettings(msgspec.Struct, frozen=True):
     flush_commands: int = 256
     """Turns in one commit."""
     buffer_commands: int = 4_096
-    """Turns and answers that may wait for a commit; beyond that callers are told `busy`."""
+    """Requests in mailboxes, and turns and answers that wait for a commit; beyond that callers are told `busy`."""
     lease_s: float = 0.5
     """An answer that commits nothing is given without asking the log if placement heard from us this recently."""
     idle_s: float = 300.0
@@ -276,11 +276,11 @@ class Host:
         activation = self.activations.activate(stream)
         share = SHARES[_class_of(request)]
         if len(activation.mailbox) + activation.uncommitted >= MAILBOX * share or (
-            len(self._commits) >= self.settings.buffer_commands * share
+            len(self._commits) + self.activations.waiting >= self.settings.buffer_commands * share
         ):
             self.answer(reply, self._busy())
             return
-        activation.mailbox.append(Item(request, reply, until_s))
+        self.activations.put(activation, Item(request, reply, until_s))
         if activation.ready and not activation.paused:
             self._drain(activation)
 
@@ -357,7 +357,7 @@ class Host:
     def _drain(self, activation: Activation) -> None:
         """Run turns until the mailbox is empty or one must wait for something."""
         while activation.mailbox and not activation.paused and not activation.dead:
-            self._turn(activation, activation.mailbox.popleft())
+            self._turn(activation, self.activations.take(activation))
 
     def _turn(self, activation: Activation, item: Item) -> None:
         partition = self.partitions.get(activation.partition)
@@ -424,7 +424,7 @@ class Host:
         if activation.dead:
             self.answer(item.reply, FENCED)
             return
-        activation.mailbox.append(item)
+        self.activations.put(activation, item)
         if not activation.paused:
             self._drain(activation)
 

@@ -43,6 +43,8 @@ class Residents(Mapping[str, Activation]):
         self._drain = drain
         self._living: OrderedDict[str, Activation] = OrderedDict()
         self._in: dict[int, dict[str, Activation]] = {}
+        self.waiting = 0
+        """Items in all mailboxes."""
         self._loads: Batcher[str, Loaded] = Batcher(self._load_many)
 
     def __len__(self) -> int:
@@ -82,6 +84,16 @@ class Residents(Mapping[str, Activation]):
         activation = self._living.get(stream)
         return activation if activation is not None and activation.ready and not activation.dead else None
 
+    def put(self, activation: Activation, item: Item) -> None:
+        """Into its mailbox."""
+        activation.mailbox.append(item)
+        self.waiting += 1
+
+    def take(self, activation: Activation) -> Item:
+        """Out of its mailbox, which is not empty."""
+        self.waiting -= 1
+        return activation.mailbox.popleft()
+
     def living_in(self, partitions: Collection[int]) -> list[Activation]:
         return [activation for number in partitions for activation in self._in.get(number, {}).values()]
 
@@ -119,7 +131,7 @@ class Residents(Mapping[str, Activation]):
         self._remove(activation)
         activation.dead = True
         while activation.mailbox:
-            self._answer(activation.mailbox.popleft().reply, answer)
+            self._answer(self.take(activation).reply, answer)
 
     def evict(self, partition: int) -> None:
         for activation in list(self._in.get(partition, {}).values()):

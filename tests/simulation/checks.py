@@ -212,11 +212,14 @@ def bounds(cluster: Cluster) -> Iterator[str]:
         for activation in host.activations.values():
             if len(activation.mailbox) + activation.uncommitted > MAILBOX:
                 yield f"bounded: the mailbox of {activation.stream} holds {len(activation.mailbox)}"
-        # Admission looks at both limits; what a turn touches besides, and what one mailbox held, comes on top.
+        # Admission looks at these limits; what a turn touches besides comes on top.
         if len(host.activations) > host.settings.activations_ever + 8:
             yield f"bounded: {len(host.activations)} activations"
-        if len(host._commits) > host.settings.buffer_commands + MAILBOX:
-            yield f"bounded: {len(host._commits)} turns wait"
+        waiting = len(host._commits) + host.activations.waiting
+        if waiting > host.settings.buffer_commands + 8:
+            yield f"bounded: {waiting} requests and turns wait"
+        if host.activations.waiting != sum(len(activation.mailbox) for activation in host.activations.values()):
+            yield f"bounded: {host.activations.waiting} requests in mailboxes, by the host's count"
     for part in cluster.of("gateway"):
         settings = part.board.settings
         for peer in part.board.peers:

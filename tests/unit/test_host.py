@@ -211,6 +211,33 @@ async def test_a_full_mailbox_is_busy_and_the_same_id_gets_through_later(world: 
     assert sorted(text for _, kind, text in await stored(world, room) if kind == "message.posted") == sorted(ids)
 
 
+async def test_what_waits_for_streams_to_load_counts_as_waiting(world: World) -> None:
+    host = await world.host(buffer_commands=10)
+    rooms = [await world.room(ANNA, BEN) for _ in range(30)]
+    for room in rooms:
+        host.forget(host.activations[f"conversation:{room}"])
+    loading = asyncio.Event()
+    load = world.logs[0].load
+
+    async def slow(*arguments: Any) -> Any:
+        await loading.wait()
+        return await load(*arguments)
+
+    world.logs[0].load = slow  # type: ignore[method-assign]
+    ids = [new_id() for _ in rooms]
+    sends = [
+        asyncio.create_task(world.tell("send", ANNA, room, made, text="x", timeout_s=1.0))
+        for room, made in zip(rooms, ids, strict=True)
+    ]
+    answered, _ = await asyncio.wait(sends, timeout=0.5)
+    assert host.activations.waiting <= 10
+    assert len(answered) >= 20
+    loading.set()
+    results = await asyncio.gather(*sends, return_exceptions=True)
+    assert {r.code for r in results if isinstance(r, Refusal)} == {Code.BUSY}
+    assert host.activations.waiting == 0
+
+
 async def test_a_store_that_is_gone_makes_unavailable_and_acknowledges_nothing(world: World) -> None:
     await world.host()
     room = await world.room(ANNA, BEN)
