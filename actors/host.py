@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import count
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
@@ -273,7 +273,7 @@ class Host:
         if stream not in self.activations and len(self.activations) >= self.settings.activations_ever:
             self.answer(reply, self._busy())
             return
-        activation = self.activations.activate(stream)
+        activation = self.activations.activate(stream, used=not _inspects(request))
         share = SHARES[_class_of(request)]
         if len(activation.mailbox) + activation.uncommitted >= MAILBOX * share or (
             len(self._commits) + self.activations.waiting >= self.settings.buffer_commands * share
@@ -374,7 +374,7 @@ class Host:
             if isinstance(item.request, Signal):
                 self._signals.take(activation, item.request, partition.owner)
                 return
-            if isinstance(item.request, Query) and item.request.name == "inspect":
+            if _inspects(item.request):
                 self._end(activation, item, Outcome(self._inspect(activation, item.request, partition), durable=True))
                 return
             outcome = attempt(activation, item, self._clock.now_ms(), partition.owner, self.find)
@@ -498,6 +498,7 @@ class Host:
             "mailbox": len(activation.mailbox),
             "uncommitted": activation.uncommitted,
             "bytes": activation.bytes,
+            "idle_s": round(self._clock.monotonic_s() - activation.last_used_s, 3),
             "recent": [
                 {"command_id": known, "offset": landed.offset, "at": landed.at}
                 for known, landed in reversed(activation.recent.items())
@@ -539,6 +540,11 @@ class Host:
 def _denies(answer: Answer) -> bool:
     """Whether the answer says that something is not there: in doubt it may be."""
     return isinstance(answer, Refused) or (isinstance(answer, Status) and not answer.known)
+
+
+def _inspects(request: Command | Query | Signal) -> TypeGuard[Query]:
+    """Whether an operator looks on, which is no use of a stream."""
+    return isinstance(request, Query) and request.name == "inspect"
 
 
 def _class_of(request: Command | Query | Signal) -> str:

@@ -64,8 +64,8 @@ class Residents(Mapping[str, Activation]):
 
     # --- finding -------------------------------------------------------------------------------------------------
 
-    def activate(self, stream: str) -> Activation:
-        """The activation, which begins to load if it is new; it is the most recently used one now."""
+    def activate(self, stream: str, *, used: bool = True) -> Activation:
+        """The activation, which begins to load if it is new; it is the most recently used one now, unless it is not `used`."""
         activation = self._living.get(stream)
         if activation is None:
             number = stream_partition(stream)
@@ -74,9 +74,9 @@ class Residents(Mapping[str, Activation]):
             self._living[stream] = activation
             self._in.setdefault(number, {})[stream] = activation
             activation.loading = self._background.spawn(self._load(activation))
-        else:
+        elif used:
             self._living.move_to_end(stream)
-        activation.last_used_s = self._clock.monotonic_s()
+            activation.last_used_s = self._clock.monotonic_s()
         return activation
 
     def find(self, stream: str) -> Activation | None:

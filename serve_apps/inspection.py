@@ -37,7 +37,7 @@ class Inspected(msgspec.Struct):
     uncommitted: int
     snapshot_offset: int
     bytes: int = 0
-    idle_s: float | None = None
+    idle_s: float = 0.0
     recent: list[_Recent] = []
     reminders: list[_Due] = []
 
@@ -68,8 +68,8 @@ class ReminderView(msgspec.Struct):
 class ActivationView(msgspec.Struct):
     """A live stream in its host. `uncommitted` turns wait for their commit, `mailbox` requests for their turn.
 
-    `bytes` is about what it takes of the host's memory, `idle_s` the time since somebody else asked, null where that is
-    not known; `recent` begins with the newest command.
+    `bytes` is about what it takes of the host's memory, `idle_s` the time since anybody but an operator asked;
+    `recent` begins with the newest command.
     """
 
     offset: int
@@ -78,7 +78,7 @@ class ActivationView(msgspec.Struct):
     mailbox: int
     snapshot_offset: int
     bytes: int
-    idle_s: float | None
+    idle_s: float
     recent: list[CommandTrace]
     reminders: list[ReminderView]
 

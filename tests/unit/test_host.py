@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from actors.activation import MAILBOX, REMEMBERED
-from domain.commands import Attached, Command, Query, Status, Viewed
+from domain.commands import SYSTEM, Attached, Command, Query, Status, Viewed
 from domain.errors import Code, Refusal
 from domain.ids import partition_of
 from domain.ports import Received, StoreUnavailable
@@ -209,6 +209,19 @@ async def test_a_full_mailbox_is_busy_and_the_same_id_gets_through_later(world: 
         if isinstance(result, Refusal):
             await world.tell("send", ANNA, room, made, text=made)
     assert sorted(text for _, kind, text in await stored(world, room) if kind == "message.posted") == sorted(ids)
+
+
+async def test_an_operator_who_looks_on_does_not_keep_a_stream_alive(world: World) -> None:
+    host = await world.host()
+    first, second = await world.room(ANNA, BEN), await world.room(ANNA, BEN)
+    await asyncio.sleep(0.2)
+    for _ in range(2):
+        answer = await world.router.ask(Query("conversation", first, "inspect", SYSTEM))
+        assert isinstance(answer, Viewed)
+        standing = json.loads(answer.body)
+        assert standing["idle_s"] >= 0.2
+        assert standing["committed"] == 2
+    assert [*host.activations] == [f"conversation:{first}", f"conversation:{second}"]
 
 
 async def test_what_waits_for_streams_to_load_counts_as_waiting(world: World) -> None:

@@ -28,6 +28,7 @@ LIVE: dict[str, Any] = {
     "uncommitted": 1,
     "snapshot_offset": 3,
     "bytes": 4_000,
+    "idle_s": 1.5,
     "recent": [{"command_id": "0190a000-0000-7000-8000-000000000009", "offset": 4, "at": START_MS}],
     "reminders": [REMINDER],
 }
@@ -84,7 +85,7 @@ async def test_an_operator_sees_the_owner_and_the_database_side_by_side(office: 
     assert shown["owner"] == {"host": "host-0", "incarnation": "host-0-abc", "position": 17}
     live, database = shown["activation"], shown["database"]
     assert (live["offset"], live["committed_offset"], live["uncommitted"], live["mailbox"]) == (5, 4, 1, 2)
-    assert (live["bytes"], live["idle_s"]) == (4_000, None)
+    assert (live["bytes"], live["idle_s"]) == (4_000, 1.5)
     assert live["recent"] == [
         {"command_id": LIVE["recent"][0]["command_id"], "offset": 4, "at": "2027-01-15T08:00:00.000Z"}
     ]
