@@ -115,7 +115,7 @@ class SqlPartitionLog:
 
     def _check_no_hole(self, plan: CommitPlan, doubtful: list[int], strangers: list[str]) -> Script[None]:
         ends = yield from log_queries.ends(self._sql, strangers)
-        stale = {s for s in strangers if ends.get(s, 0) != plan.firsts[s] - 1}
+        stale = {s for s in strangers if ends[s] != plan.firsts[s] - 1}
         if stale:
             # Whoever has moved the streams on may well own the partition: then that is what the caller must hear.
             doubtful = list(plan.bases)
@@ -130,7 +130,7 @@ class SqlPartitionLog:
             heads = await play(connection, log_queries.heads(self._sql, list(plan.bases)))
             fenced = {p for p, base in plan.bases.items() if heads[p] != base}
             ends = await play(connection, log_queries.ends(self._sql, list(plan.firsts)))
-            stale = {s for s, first in plan.firsts.items() if ends.get(s, 0) >= first}
+            stale = {s for s, first in plan.firsts.items() if ends[s] >= first}
             keys = [(entry.stream, entry.command_id) for entry in plan.entries if entry.command_id is not None]
             landed = await log_queries.first_rows(connection, self._sql, keys)
         stale |= {stream for stream, _ in landed}
