@@ -1,16 +1,18 @@
 """What every process of the platform needs, opened in one order and closed in the other."""
 
+import asyncio
 import os
 import time
 from pathlib import Path
 
 import uuid_utils
 
+from actors.batcher import Batcher
 from actors.router import BrokerRouter
 from deploy.settings import Settings
 from deploy.telemetry import RayMetrics, configure_logging
 from domain.channels import REVOKED_SUBJECT
-from domain.ports import Received
+from domain.ports import DeviceSession, Received
 from storage.broker import NatsBroker
 from storage.engine import Database
 from storage.sessions import SqlSessions
@@ -42,6 +44,7 @@ class Connections:
         self.metrics = RayMetrics(process)
         self.database = Database(settings.database_url)
         self.broker = NatsBroker(settings.nats_url, settings.namespace, process)
+        self.sessions = SessionBatches(self.database)
         self.router = BrokerRouter(self.broker, self.clock, self.metrics)
 
     async def open(self) -> None:
@@ -49,12 +52,27 @@ class Connections:
         await self.broker.start()
 
     async def close(self) -> None:
+        await self.sessions.close()
         await self.broker.close()
         await self.database.close()
         self.metrics.close()
 
-    def verifier(self, sessions: SqlSessions) -> JwtVerifier:
-        return JwtVerifier(SigningKeys.open(keys_folder(self.settings)), sessions, self.clock)
+    def verifier(self) -> JwtVerifier:
+        return JwtVerifier(SigningKeys.open(keys_folder(self.settings)), self.sessions, self.clock)
+
+
+class SessionBatches:
+    """`ports.SessionSource`: thousands who come back at once cost the database a few look-ups."""
+
+    def __init__(self, database: Database) -> None:
+        self._batches: Batcher[str, DeviceSession] = Batcher(SqlSessions(database).get_many)
+
+    async def get(self, session_id: str) -> DeviceSession | None:
+        # Several may wait for the same one: who stops waiting must not stop the others.
+        return await asyncio.shield(self._batches.get(session_id))
+
+    async def close(self) -> None:
+        await self._batches.close()
 
 
 def keys_folder(settings: Settings) -> Path:

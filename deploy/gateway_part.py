@@ -11,7 +11,6 @@ from gateway.server import GatewayServer
 from gateway.settings import GatewaySettings, fitting
 from storage.partition_log import SqlStreamReader
 from storage.read_models import SqlReadModels
-from storage.sessions import SqlSessions
 
 
 class GatewayPart:
@@ -20,7 +19,7 @@ class GatewayPart:
     def __init__(self, settings: Settings, name: str) -> None:
         self._connections = at = Connections(settings, name)
         self.identity = f"{name}-{uuid_utils.uuid7().hex[-12:]}"
-        self._verifier = at.verifier(SqlSessions(at.database))
+        self._verifier = at.verifier()
         wanted = GatewaySettings(host=settings.bind, port=settings.ws_port, name=name, origins=settings.origins)
         self._server = GatewayServer(
             fitting(wanted, _descriptors()),

@@ -30,7 +30,7 @@ def rest_application(settings: Settings) -> Any:
     at = Connections(settings, name)
     keys = SigningKeys.open(keys_folder(settings))
     sessions = SqlSessions(at.database)
-    verifier = JwtVerifier(keys, sessions, at.clock)
+    verifier = JwtVerifier(keys, at.sessions, at.clock)
     redis = RedisServer(settings.redis_url, settings.namespace)
     outbox = RedisOutbox(redis)
     services = Services(

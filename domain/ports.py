@@ -330,7 +330,13 @@ class DeviceSession(msgspec.Struct, frozen=True):
     revoked_at: int | None = None
 
 
-class Sessions(Protocol):
+class SessionSource(Protocol):
+    """Where a device session is looked up."""
+
+    async def get(self, session_id: str) -> DeviceSession | None: ...
+
+
+class Sessions(SessionSource, Protocol):
     """Device sessions and their refresh tokens. Only hashes of tokens are stored."""
 
     async def open(self, session: DeviceSession, refresh_hash: bytes, expires_at: int) -> None: ...
@@ -350,7 +356,6 @@ class Sessions(Protocol):
         """
         ...
 
-    async def get(self, session_id: str) -> DeviceSession | None: ...
     async def list_of(self, user_id: str) -> list[DeviceSession]: ...
     async def revoke(self, session_ids: Sequence[str], now_ms: int) -> None: ...
 

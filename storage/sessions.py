@@ -67,10 +67,13 @@ class SqlSessions:
         return outcome
 
     async def get(self, session_id: str) -> DeviceSession | None:
+        return (await self.get_many([session_id])).get(session_id)
+
+    async def get_many(self, session_ids: Sequence[str]) -> dict[str, DeviceSession]:
+        """Those that there are, by id."""
+        query = sa.select(device_session).where(device_session.c.id.in_(session_ids))
         async with reading(self._database) as connection:
-            query = sa.select(device_session).where(device_session.c.id == session_id)
-            row = (await connection.execute(query)).one_or_none()
-            return None if row is None else _session(row)
+            return {row.id: _session(row) for row in await connection.execute(query)}
 
     async def list_of(self, user_id: str) -> list[DeviceSession]:
         """The last used first; the living ones before the revoked ones, 500 at most."""

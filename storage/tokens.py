@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from domain.errors import Code, Refusal
 from domain.ids import is_uuid
-from domain.ports import Clock, DeviceSession, Identity, Sessions
+from domain.ports import Clock, DeviceSession, Identity, SessionSource
 
 ALGORITHM: Final = "RS256"
 TYPE: Final = "at+jwt"
@@ -260,7 +260,7 @@ class JwtVerifier:
     `session_ttl_s`."""
 
     def __init__(
-        self, keys: SigningKeys, sessions: Sessions, clock: Clock, settings: TokenSettings | None = None
+        self, keys: SigningKeys, sessions: SessionSource, clock: Clock, settings: TokenSettings | None = None
     ) -> None:
         self._keys = keys
         self._clock = clock
@@ -347,7 +347,7 @@ def _canonical(segment: str) -> bytes:
 class _LivingSessions:
     """Device sessions as they were at most `session_ttl_s` ago."""
 
-    def __init__(self, sessions: Sessions, clock: Clock, settings: TokenSettings) -> None:
+    def __init__(self, sessions: SessionSource, clock: Clock, settings: TokenSettings) -> None:
         self._sessions = sessions
         self._clock = clock
         self._ttl_s = settings.session_ttl_s
