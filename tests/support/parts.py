@@ -32,7 +32,7 @@ from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 START_LIMIT_S = 60.0
-STOP_LIMIT_S = 30.0
+STOP_LIMIT_S = 45.0
 _forks = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(["pytest", "tests.support.part"])
 _heartbeat = msgspec.msgpack.Decoder(Heartbeat).decode
