@@ -209,9 +209,17 @@ class Ownership:
         self._metrics.gauge("partitions", len(self.partitions))
 
     def _renew(self, partition: Partition, position: int) -> None:
-        """What was in doubt is loaded anew, under its new takeover position; nobody has to listen anew for that."""
+        """What was in doubt is owned anew; nobody has to listen anew for that.
+
+        The flush in doubt was undone here. If the takeover row stands where it wanted to be, it never happened and never will,
+        so what lives here is right as it is; else it is loaded anew.
+        """
         if self.partitions.get(partition.number) is not partition:
             self._relay.forget(partition.number)
+            return
+        if position == partition.head + 1:
+            partition.owner = partition.head = position
+            partition.doubtful = False
             return
         renewed = self.partitions[partition.number] = Partition(partition.number, position)
         renewed.subscription, partition.subscription = partition.subscription, None

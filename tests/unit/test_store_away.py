@@ -108,6 +108,19 @@ async def test_an_unknown_outcome_is_settled_by_taking_the_partition_anew(world:
     await eventually(lambda: world.heard(f"conversation:{room}") and world.heard(f"conversation:{room}")[-1] == 3)
 
 
+async def test_what_surely_did_not_land_leaves_what_lives_as_it_is(world: World) -> None:
+    host = await world.host()
+    room = await world.room(ANNA, BEN)
+    alive, before = host.activations[f"conversation:{room}"], host.partitions[partition_of(room)].owner
+    world.logs[0].fail_before = 1
+    answer = await world.tell("send", ANNA, room, text="again")
+    assert (answer.offset, answer.replayed) == (3, False)
+    partition = host.partitions[partition_of(room)]
+    assert (partition.owner > before, partition.doubtful) == (True, False)
+    assert host.activations[f"conversation:{room}"] is alive
+    await eventually(lambda: world.heard(f"conversation:{room}")[-1:] == [3])
+
+
 async def test_reads_go_on_when_the_store_goes_away_while_a_partition_is_taken_anew(world: World) -> None:
     host = await world.host()
     room = await world.room(ANNA, BEN)
