@@ -76,7 +76,7 @@ class BoundedConnection(Connection):  # type: ignore[misc]
         """A connection that is ready for statements.
 
         Raises:
-            OperationalError: not within `connect_timeout`.
+            OperationalError: not within `connect_timeout`, or the server did not speak as servers do.
         """
         made = cls(**options)
         try:
@@ -88,6 +88,13 @@ class BoundedConnection(Connection):  # type: ignore[misc]
         except TimeoutError as error:
             made.close()
             raise OperationalError(_CONNECTION_ERROR, f"no handshake within {made._limit_s:g} s") from error
+        except (Error, OSError):
+            made.close()
+            raise
+        except Exception as error:
+            # A server that is going down says things in the middle of a handshake that the driver cannot read.
+            made.close()
+            raise OperationalError(_CONNECTION_ERROR, f"the handshake failed: {error!r}") from error
         except BaseException:
             made.close()
             raise
