@@ -187,43 +187,22 @@ class Ownership:
         if not numbers:
             return
         taken = await self._log.take(numbers, self._owner, self._clock.now_ms())
-        doubtful = {number: self.partitions[number] for number in taken if number in self.partitions}
-        fresh = {number: Partition(number, taken[number].position) for number in taken if number not in doubtful}
-        self.partitions.update(fresh)
+        for number, takeover in taken.items():
+            self.drop(number)  # what was in doubt is loaded anew
+            self.partitions[number] = Partition(number, takeover.position)
         try:
             # Whoever held these until now hears of it before any question that we could have made its answer stale.
             positions = {number: takeover.position for number, takeover in taken.items()}
             await self._broker.publish(TAKEN_SUBJECT, _encoder.encode(TakeoverNotice(self._owner, positions)))
             await self._relay.take_over(taken)
-            for number, partition in doubtful.items():
-                self._renew(partition, taken[number].position)
-            mine = [partition for number, partition in fresh.items() if self.partitions.get(number) is partition]
-            await asyncio.gather(*map(self._listen, mine))
+            await asyncio.gather(*(self._listen(p) for n in taken if (p := self.partitions.get(n)) is not None))
         except BaseException:
-            # What is in doubt stays so, and goes on answering questions: it is taken once more.
-            for number in fresh:
+            for number in taken:
                 self.drop(number)
             raise
         self.reminders.look()
         self._metrics.count("takeovers", len(taken))
         self._metrics.gauge("partitions", len(self.partitions))
-
-    def _renew(self, partition: Partition, position: int) -> None:
-        """What was in doubt is owned anew; nobody has to listen anew for that.
-
-        The flush in doubt was undone here. If the takeover row stands where it wanted to be, it never happened and never will,
-        so what lives here is right as it is; else it is loaded anew.
-        """
-        if self.partitions.get(partition.number) is not partition:
-            self._relay.forget(partition.number)
-            return
-        if position == partition.head + 1:
-            partition.owner = partition.head = position
-            partition.doubtful = False
-            return
-        renewed = self.partitions[partition.number] = Partition(partition.number, position)
-        renewed.subscription, partition.subscription = partition.subscription, None
-        self._evict(partition.number)
 
     async def _listen(self, partition: Partition) -> None:
         partition.subscription = await self._broker.subscribe(command_subject(partition.number), self._receive)
@@ -252,14 +231,11 @@ class Ownership:
         if partition is None:
             return
         self._relay.forget(number)
-        self._evict(number)
+        self.reminders.forget(number)
+        self._tenants.evict(number)
         if partition.subscription is not None:
             self._background.spawn(self._deaf(partition))
         self._metrics.gauge("partitions", len(self.partitions))
-
-    def _evict(self, number: int) -> None:
-        self.reminders.forget(number)
-        self._tenants.evict(number)
 
     def lost(self, partitions: Iterable[Partition]) -> None:
         """Somebody else has taken these; whether they should come back is placement's to say."""

@@ -10,7 +10,6 @@ from actors.host import SHARES
 from domain.commands import Accepted, Attached, Query, Status, Viewed
 from domain.errors import Code, Refusal
 from domain.ids import partition_of
-from domain.ports import StoreUnavailable
 from tests.support.runtime import World, eventually, new_id, person
 
 ANNA, BEN = person(), person()
@@ -106,54 +105,6 @@ async def test_an_unknown_outcome_is_settled_by_taking_the_partition_anew(world:
     assert answer.replayed
     assert host.partitions[partition_of(room)].owner > owner
     await eventually(lambda: world.heard(f"conversation:{room}") and world.heard(f"conversation:{room}")[-1] == 3)
-
-
-async def test_what_surely_did_not_land_leaves_what_lives_as_it_is(world: World) -> None:
-    host = await world.host()
-    room = await world.room(ANNA, BEN)
-    alive, before = host.activations[f"conversation:{room}"], host.partitions[partition_of(room)].owner
-    world.logs[0].fail_before = 1
-    answer = await world.tell("send", ANNA, room, text="again")
-    assert (answer.offset, answer.replayed) == (3, False)
-    partition = host.partitions[partition_of(room)]
-    assert (partition.owner > before, partition.doubtful) == (True, False)
-    assert host.activations[f"conversation:{room}"] is alive
-    await eventually(lambda: world.heard(f"conversation:{room}")[-1:] == [3])
-
-
-async def test_reads_go_on_when_the_store_goes_away_while_a_partition_is_taken_anew(world: World) -> None:
-    host = await world.host()
-    room = await world.room(ANNA, BEN)
-    first = await world.tell("send", ANNA, room, text="before")
-    log = world.logs[0]
-    take, read, reads = log.take, log._inner.read_partition, 0
-
-    async def taken_and_gone(*arguments: Any) -> Any:
-        taken = await take(*arguments)
-        log.away = True
-        return taken
-
-    async def gone(*arguments: Any) -> Any:
-        nonlocal reads
-        reads += 1
-        if log.away:
-            raise StoreUnavailable("gone since the takeover")
-        return await read(*arguments)
-
-    log.take, log.read_partition = taken_and_gone, gone  # type: ignore[method-assign]
-    log.fail_after = 1
-    sent = asyncio.create_task(world.tell("send", ANNA, room, text="meanwhile"))
-    await eventually(lambda: reads and log.away)
-    await asyncio.sleep(0.1)
-    attached = await ask(world, room, "attach")
-    assert isinstance(attached, Attached)
-    assert attached.head == first.offset
-    assert not sent.done()
-    log.take, log.away = take, False  # type: ignore[method-assign]
-    answer = await sent
-    assert (answer.offset, answer.replayed) == (first.offset + 1, True)
-    assert not host.partitions[partition_of(room)].doubtful
-    await eventually(lambda: world.heard(f"conversation:{room}")[-1:] == [answer.offset])
 
 
 async def test_questions_never_wait_for_a_slow_commit(world: World) -> None:
