@@ -183,3 +183,26 @@ async def test_whoever_finds_every_connection_taken_is_told_so_in_time(mariadb_u
             assert await connection.scalar(sa.text("SELECT 1")) == 1
     finally:
         await database.close()
+
+
+@pytest.mark.parametrize("greeting", [b"\x0a", b"\x0a10.11\0\x01", b"\xff\x28", b"", b"\x0a10.11\0" + b"\x01" * 12])
+async def test_a_server_that_is_cut_off_in_its_greeting_is_one_that_cannot_be_reached(greeting: bytes) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(len(greeting).to_bytes(3, "little") + b"\0" + greeting)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    database = Database(
+        f"mysql+asyncmy://u:p@127.0.0.1:{port}/x?charset=utf8mb4", DatabaseSettings(connect_timeout_s=1)
+    )
+    try:
+        with pytest.raises(StoreUnavailable):
+            await database.writer()
+        with pytest.raises(StoreUnavailable):
+            async with database.read():
+                pass
+    finally:
+        await database.close()
+        server.close()
