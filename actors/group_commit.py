@@ -185,7 +185,8 @@ class GroupCommit:
 
     async def _prove(self) -> None:
         proofs, self._proofs = self._proofs, []
-        held = [partition for partition in self._owner.partitions.values() if not partition.doubtful]
+        # Those in doubt too: one that has moved on is forgotten, whoever moved it, and taken anew if it is wanted here.
+        held = list(self._owner.partitions.values())
         proved = False
         try:
             heads = await self._log.heads([partition.number for partition in held]) if held else {}

@@ -107,6 +107,27 @@ async def test_an_unknown_outcome_is_settled_by_taking_the_partition_anew(world:
     await eventually(lambda: world.heard(f"conversation:{room}") and world.heard(f"conversation:{room}")[-1] == 3)
 
 
+async def test_a_lease_is_not_proved_without_the_log_for_what_is_in_doubt(world: World) -> None:
+    host = await world.host()
+    room = await world.room(ANNA, BEN)
+    log = world.logs[0]
+    for number in [*host.partitions]:
+        if number != partition_of(room):
+            host.ownership.drop(number)
+    log.fail_before, log.take_away = 1, True
+    with pytest.raises(Refusal):
+        await world.tell("send", ANNA, room, text="unknown", timeout_s=0.2)
+    assert [partition.doubtful for partition in host.partitions.values()] == [True]
+    log.away = True
+    host._cut_off()
+    await asyncio.sleep(0.01)
+    host.leased(world.clock.monotonic_s())
+    await asyncio.sleep(0.1)
+    assert not host.lease_fresh()
+    log.away = log.take_away = False
+    assert (await world.tell("send", ANNA, room, text="again")).offset == 3
+
+
 async def test_questions_never_wait_for_a_slow_commit(world: World) -> None:
     await world.host()
     room = await world.room(ANNA, BEN)
