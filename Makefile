@@ -16,7 +16,7 @@ demo: install ## play customers and workers against the running platform
 	@exec .venv/bin/renoveasy demo
 
 test: install-dev install-servers ## every test: rules, contracts on real servers, real clusters
-	@exec $(PY) -m pytest $(PYTEST_ARGS)
+	@exec tests/run.sh $(PYTEST_ARGS)
 
 check: install-dev ## what must hold before a commit: format, lint, types, layers, fast tests
 	$(PY) -m ruff format --check .

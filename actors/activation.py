@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -17,9 +18,14 @@ MAILBOX: Final = 256
 """Requests that may wait for one activation, those not yet committed included."""
 REMEMBERED: Final = 64
 """Committed commands that an activation remembers; it remembers every uncommitted one besides."""
+TAIL_EVENTS: Final = 64
+TAIL_BYTES: Final = 16_384
+"""What an activation keeps of its last events, for readers who come back: at most so many, in so many bytes."""
 BARE_BYTES: Final = 3_000
 """What an activation weighs before its state and what it remembers."""
 _BEHIND: Final = 64
+_ERASES: Final = b'"message.deleted"'
+"""After such an event nothing may be handed out that was read before it. No text can hold this: its quotes are escaped."""
 
 
 class Landed(msgspec.Struct):
@@ -84,6 +90,8 @@ class Activation:
     __slots__ = (
         "_base",
         "_behind",
+        "_tail",
+        "_tail_bytes",
         "bytes",
         "committed",
         "complete",
@@ -131,6 +139,8 @@ class Activation:
         """About what it weighs in memory: the stored state thrice, and what it remembers."""
         self._base: Any = None
         self._behind: list[tuple[int, Any]] = []
+        self._tail: deque[Publication] = deque()
+        self._tail_bytes = 0
 
     @property
     def version(self) -> int:
@@ -147,6 +157,7 @@ class Activation:
             self.bytes += 3 * len(snapshot.body)
         for entry in loaded.tail:
             self.state = self.rules.evolve(self.state, self.rules.decode_event(entry.body), entry.offset)
+        self.publish([Publication(e.offset, self.rules.publication(e.body)) for e in loaded.tail[-TAIL_EVENTS:]])
         self.committed = self.version
         for landed_id, landed in landings(self.rules, loaded.tail).items():
             self.remember(landed_id, landed)
@@ -174,6 +185,26 @@ class Activation:
             self._behind += events
             if len(self._behind) > _BEHIND:
                 self._catch_up()
+
+    def publish(self, publications: Sequence[Publication]) -> None:
+        """These are what readers see of events that are durable now; they come in order."""
+        tail, before = self._tail, self._tail_bytes
+        for publication in publications:
+            if _ERASES in publication.data or (tail and publication.offset != tail[-1].offset + 1):
+                tail.clear()
+                self._tail_bytes = 0
+            tail.append(publication)
+            self._tail_bytes += len(publication.data)
+            while len(tail) > TAIL_EVENTS or self._tail_bytes > TAIL_BYTES:
+                self._tail_bytes -= len(tail.popleft().data)
+        self.bytes += self._tail_bytes - before
+
+    def tail_after(self, offset: int) -> tuple[Publication, ...]:
+        """All publications after the offset, if they are still here; else none."""
+        tail = self._tail
+        if not tail or not tail[0].offset - 1 <= offset < tail[-1].offset:
+            return ()
+        return tuple(tail)[offset + 1 - tail[0].offset :]
 
     def stable(self) -> Any:
         """The state as committed: what may be shown at any time."""

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 log = logging.getLogger(__name__)
+
+CANCEL_AGAIN_S: Final = 1.0
 
 
 class Background:
@@ -27,7 +29,8 @@ class Background:
 
     async def stop(self) -> None:
         """Cancel everything and return when it has ended."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := list(self._tasks):
+            # A library may lose a cancellation that comes in the moment of its answer, as Python 3.11's own `wait_for` does.
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=CANCEL_AGAIN_S)

@@ -316,6 +316,7 @@ class GroupCommit:
                 if not step.events:
                     continue
                 activation.landed(step.events)
+                activation.publish(step.publications)
                 found = outgoing.get(id(activation))
                 if found is None:
                     owner = held[activation.partition].owner

@@ -11,7 +11,13 @@ from domain.ids import PARTITIONS
 
 HEARTBEAT_S: Final = 0.25
 MISSED: Final = 3
-"""A host is taken for dead after this many heartbeats have not come."""
+"""A host is taken for dead after this many heartbeats have not come, unless it has lately been slow."""
+SLOW_S: Final = 2.0
+"""The longest silence that is waited for. Who comes back from a longer one has hung, and was not slow."""
+MARGIN: Final = 1.5
+"""A host's heartbeats are waited for this many times as long as they have lately taken."""
+SLOW_FOR_S: Final = 60.0
+"""For how long it is remembered how slow a host has been."""
 
 FORGET_S: Final = 30.0
 """For how long a host that was given up is remembered, and its writing connection stands in the table."""
@@ -93,10 +99,31 @@ class Handover(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Seen(msgspec.Struct):
-    """What placement knows of a host."""
+    """What placement knows of a host: its last heartbeat and when that came, and how slow it has been until when."""
 
     heartbeat: Heartbeat
     at_s: float
+    slow_s: float = 0.0
+    slow_until_s: float = float("-inf")
+
+    @property
+    def patience_s(self) -> float:
+        """How long its next heartbeat is waited for.
+
+        A busy machine is late with everything. To take partitions from a host that is only late costs it and the others more
+        than they have, which makes them later still; so a detector that was nearly wrong, or was, waits longer (Chandra
+        and Toueg 1996, section 3: such a detector is wrong only finitely often).
+        """
+        return max(HEARTBEAT_S * MISSED, min(SLOW_S, MARGIN * self.slow_s))
+
+    def again(self, heartbeat: Heartbeat, now_s: float) -> "Seen":
+        """The same host, heard once more."""
+        silent_s, slow_s, until_s = now_s - self.at_s, self.slow_s, self.slow_until_s
+        if now_s > until_s:
+            slow_s = 0.0
+        if slow_s <= silent_s <= SLOW_S:
+            slow_s, until_s = silent_s, now_s + SLOW_FOR_S
+        return Seen(heartbeat, now_s, slow_s, until_s)
 
 
 class Placement:
@@ -138,8 +165,10 @@ class Placement:
         if before is not None and before.heartbeat.incarnation != heartbeat.incarnation:
             self._replace(before.heartbeat.incarnation)
             self._give_up(before.heartbeat)
-        self._hosts[heartbeat.name] = Seen(heartbeat, now_s)
+        known = before or self._silent.get(heartbeat.name)
         self._silent.pop(heartbeat.name, None)
+        same = known is not None and known.heartbeat.incarnation == heartbeat.incarnation
+        self._hosts[heartbeat.name] = known.again(heartbeat, now_s) if known and same else Seen(heartbeat, now_s)
         if before is None or before.heartbeat.incarnation != heartbeat.incarnation:
             if 0 < self._expected <= len(self._hosts):
                 self._listen_until_s = now_s
@@ -192,7 +221,7 @@ class Placement:
         """
         self._now_s = now_s
         dropped = False
-        for name in [n for n, seen in self._hosts.items() if now_s - seen.at_s > HEARTBEAT_S * MISSED]:
+        for name in [n for n, seen in self._hosts.items() if now_s - seen.at_s > seen.patience_s]:
             if len(self._hosts) > 1:
                 self._silent[name] = self._hosts.pop(name)
                 self._give_up(self._silent[name].heartbeat)

@@ -94,13 +94,17 @@ class Relay:
             progress.published = max(progress.published, position)
 
     async def take_over(self, taken: Mapping[int, Takeover]) -> None:
-        """Publish again whatever the former owners may not have published, before anything new is said."""
+        """Publish again whatever the former owners may not have published, before anything new is said.
+
+        What has not been read yet is not published: a cursor that were saved meanwhile would pass over it for ever if the
+        reading failed.
+        """
         for number, takeover in taken.items():
-            progress = self._progress[number] = Progress(
-                takeover.position, takeover.position, takeover.cursor, takeover.cursor
-            )
-            if takeover.cursor < takeover.position - 1:
-                await self._publish_again(number, progress)
+            cursor = takeover.cursor
+            progress = self._progress[number] = Progress(takeover.position, cursor, cursor, cursor)
+            if cursor < takeover.position - 1:
+                await self._publish_again(number, progress, takeover.position)
+            progress.published = max(progress.published, takeover.position)
 
     def forget(self, partition: int) -> None:
         self._progress.pop(partition, None)
@@ -182,7 +186,7 @@ class Relay:
         try:
             for number, progress in list(self._progress.items()):
                 if progress.published > progress.confirmed:
-                    await self._publish_again(number, progress)
+                    await self._publish_again(number, progress, progress.published)
             await self._send_all()
         except BaseException:
             self._lossy.set()
@@ -192,9 +196,9 @@ class Relay:
         else:
             await asyncio.sleep(PAUSE_S)
 
-    async def _publish_again(self, number: int, progress: Progress) -> None:
-        """Publish what the broker has not confirmed of the partition, as long as it is ours."""
-        after, end = progress.confirmed, progress.published
+    async def _publish_again(self, number: int, progress: Progress, end: int) -> None:
+        """Publish what the broker has not confirmed of the partition up to a position, as long as it is ours."""
+        after = progress.confirmed
         while after < end and self._progress.get(number) is progress:
             if len(self._queue) > QUEUE // 2:
                 await self._send_all()
@@ -208,6 +212,7 @@ class Relay:
             for stream, publications in runs.items():
                 self._deliver(stream, progress.owner, publications)
             after = page[-1][0]
+            progress.published = max(progress.published, after)
             self._metrics.count("republished", len(page))
             await asyncio.sleep(0)
 

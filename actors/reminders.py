@@ -152,8 +152,9 @@ class Reminders:
             self._moved.add(key)
         reminder = self._near.pop(key, None)
         if reminder is not None:
-            self._firing.pop(reminder, None)
             self._not_before.pop(reminder, None)
+            if self._firing.pop(reminder, None) is not None:
+                self._wake.set()  # its answer comes later, and finds nothing to make room for
 
     def _sleep_s(self) -> float:
         if len(self._firing) >= AT_ONCE:

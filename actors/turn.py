@@ -114,7 +114,8 @@ def _query(activation: Activation, item: Item, query: Query, owner: int) -> Outc
     if not version or not rules.may_read(state, query.actor, facts):
         raise Refusal(Code.NOT_FOUND, f"there is no such {query.kind}")
     if query.name == "attach":
-        return Outcome(Attached(rules.epoch(state), version, owner), durable=True)
+        after = () if query.after is None else activation.tail_after(query.after)
+        return Outcome(Attached(rules.epoch(state), version, owner, after), durable=True)
     if not _settled_id(activation, item, query.command_id):
         return Lookup(command=True)
     landed = activation.recent.get(query.command_id) or item.found
@@ -210,14 +211,15 @@ def _apply(
     if not decision.events:
         refused: Refused | None = decision.refusal
         return Outcome(refused or Accepted(activation.version, now_ms, view=_view(activation, item, command)))
-    turn = Turn(activation.partition, [], [], decision.claims, decision.releases)
+    turn = Turn(activation.partition, [], [], decision.claims, decision.releases, opening=decision.opening)
     remembered = command.command_id if decision.refusal is None else ""
     try:
         first = _step(activation, turn, command, remembered, item.hash or b"", decision.events, now_ms)
         steps = [first, *_relate(decision.related, turn, now_ms, find)]
         for step in steps:
             _remind(step, turn)
-            snapshot: Snapshot | None = step.activation.snapshot()
+            after = 1 if decision.snapshot and step is first else 0
+            snapshot: Snapshot | None = step.activation.snapshot(after)
             if snapshot is not None:
                 turn.snapshots.append(snapshot)
         view = _view(activation, item, command)

@@ -30,7 +30,7 @@ def _numbers(_context: click.Context, parameter: click.Parameter, text: str | No
 @click.option("--rounds", type=click.IntRange(1, 20), help="Each with a new platform.  [default: 3]")
 @click.option("--rates", callback=_numbers, help="B1: messages a second.  [default: 100,500,1000,2000]")
 @click.option("--seconds", type=click.FloatRange(1, 600), help="B1: length of each rate.  [default: 4]")
-@click.option("--pairs", type=click.IntRange(1, 4_000), help="B1: conversations.  [default: 500]")
+@click.option("--pairs", type=click.IntRange(1, 8_000), help="B1: conversations.  [default: 500]")
 @click.option("--sessions", type=click.IntRange(100, 9_000), help="B3: sessions.  [default: 1000]")
 @click.option("--hold", type=click.FloatRange(0, 600), default=1.0, show_default=True,
               help="B3: seconds of idleness; CPU is told from 25 on.")  # fmt: skip

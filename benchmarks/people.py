@@ -16,6 +16,7 @@ import uuid_utils
 from benchmarks.load.http import HttpFailed, HttpPool
 from benchmarks.target import Target
 from deploy.connections import SystemClock, keys_folder, new_id
+from deploy.keys import key_ring
 from deploy.settings import Settings
 from domain.ports import Device, DeviceSession
 from storage.accounts import SqlAccounts
@@ -48,7 +49,8 @@ async def logged_in(target: Target, count: int) -> list[Person]:
 
 async def _written(settings: Settings, count: int) -> list[Person]:
     database, clock = Database(settings.database_url), SystemClock()
-    accounts, sessions = SqlAccounts(database, clock, new_id), SqlSessions(database)
+    accounts = SqlAccounts(database, clock, new_id, key_ring(settings, database))
+    sessions = SqlSessions(database)
     tokens = JwtIssuer(SigningKeys.open(keys_folder(settings)))
     people = []
     try:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.figures import Spread
+from benchmarks.scenarios.chat import Held
 from benchmarks.summary import (
     Round,
     at_rest,
@@ -18,6 +19,7 @@ from benchmarks.summary import (
     chat_summary,
     floors_summary,
     flush_summary,
+    held_summary,
     idle_summary,
     ratios,
     rest_faults,
@@ -80,6 +82,15 @@ def shown(figure: Spread | None, digits: int = 1) -> str:
 
 
 Shown = tuple[Table | None, dict[str, list[str]]]
+
+
+def holding(held: Held) -> str:
+    """The sessions and what each takes, on one line."""
+    several = "s" if held.gateways > 1 else ""
+    return (
+        f"{held.sessions:,} sessions on {held.gateways} gateway{several}, {held.conversations:,} live conversations: "
+        f"{held.gateway_kib_per_session:.1f} KiB a session in the gateways, {held.all_kib_per_session:.1f} in all processes"
+    )
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -157,6 +168,13 @@ def _chat(rounds: Sequence[Round]) -> Shown:
         lines.append(
             f"CPU-s per 1,000 at {float(rate):,.0f} msg/s: " + ", ".join(f"{role} {cpu:.3f}" for cpu, role in largest)
         )
+    held = held_summary(rounds)
+    if held["sessions"] is not None:
+        lines.append(
+            f"{held['sessions'].median:,.0f} sessions and their conversations: "
+            f"{shown(held['gateway_kib_per_session'])} KiB a session in the gateways, "
+            f"{shown(held['all_kib_per_session'])} in all processes"
+        )
     if (rest := at_rest(rounds)) is not None:
         lines.append(f"before anybody connected the platform used {shown(rest, 2)} cores, which is in these figures")
     compared = ratios(rounds)
@@ -202,7 +220,9 @@ def save(
     if any(each.idle for each in rounds):
         found.append(("idle", "B3", idle_summary(rounds)))
     if any(each.chat for each in rounds):
-        found.append(("chat", "B1", {"by_rate": chat_summary(rounds), "ratios": ratios(rounds)}))
+        found.append(
+            ("chat", "B1", {"by_rate": chat_summary(rounds), "held": held_summary(rounds), "ratios": ratios(rounds)})
+        )
     if any(each.rest for each in rounds):
         found.append(("rest", "B6", rest_summary(rounds)))
     folder.mkdir(parents=True, exist_ok=True)
@@ -230,5 +250,5 @@ def save(
 
 def _of(each: Round, scenario: str) -> dict[str, Any]:
     whole: dict[str, Any] = builtins(each)
-    others = {"flush", "idle", "chat", "rest"} - {scenario}
+    others = {"flush", "idle", "chat", "rest", "held"} - ({scenario, "held"} if scenario == "chat" else {scenario})
     return {name: value for name, value in whole.items() if name not in others}

@@ -220,6 +220,9 @@ async def _chat(
             progress.say(f"{title}: delivered after p50 {p50:.1f} ms, p99 {p99:.1f} ms{faults}")
             if step.overloaded or not step.delivery or step.delivery.p99_ms > _HOPELESS_MS:
                 break
+        found.held = chat.held()
+        if found.held is not None:
+            progress.say(f"{name}: B1, {report.holding(found.held)}")
 
 
 async def _rest(

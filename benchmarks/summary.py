@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from benchmarks.figures import Latency, Spread, highest_sustained, spread
-from benchmarks.scenarios.chat import ChatStep
+from benchmarks.scenarios.chat import ChatStep, Held
 from benchmarks.scenarios.floors import Floors
 from benchmarks.scenarios.flush import FlushStep
 from benchmarks.scenarios.idle import Idle
@@ -30,6 +30,7 @@ class Round(msgspec.Struct):
     flush: FlushStep | None = None
     idle: Idle | None = None
     chat: list[ChatStep] = []
+    held: Held | None = None
     rest: list[RestStep] = []
 
 
@@ -51,6 +52,18 @@ def chat_summary(rounds: Sequence[Round]) -> ChatSummary:
         spread([highest_sustained([(s.rate, s.sustained) for s in each.chat]) for each in rounds if each.chat]),
         _faults([(_rate(step.rate), each.number, step.faults) for each in rounds for step in each.chat]),
     )
+
+
+def held_summary(rounds: Sequence[Round]) -> Figures:
+    """What B1's sessions and live conversations take."""
+    found = [each.held for each in rounds if each.held is not None]
+    return {
+        "sessions": spread([held.sessions for held in found]),
+        "gateways": spread([held.gateways for held in found]),
+        "gateway_kib_per_session": spread([held.gateway_kib_per_session for held in found]),
+        "all_kib_per_session": spread([held.all_kib_per_session for held in found]),
+        "all_mib": spread([held.all_mib for held in found]),
+    }
 
 
 def _chat_figures(steps: Sequence[ChatStep]) -> Figures:

@@ -30,7 +30,7 @@ class Census:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._broker = NatsBroker(settings.nats_url, settings.namespace, "census")
+        self._broker = NatsBroker(settings.url_of("nats_url", "census"), settings.namespace, "census", "census")
         self._heard_at: dict[str, tuple[float, Heartbeat]] = {}
 
     async def __aenter__(self) -> Self:

@@ -1,6 +1,7 @@
 """`renoveasy`: the command. Heavy imports wait until the command that needs them."""
 
 import asyncio
+import getpass
 import json
 import os
 import re
@@ -8,14 +9,21 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
+import msgspec
 
 from deploy.settings import Settings, SettingsError, from_environment, unknown_keys
 
 if TYPE_CHECKING:
     from deploy.rolling import Rolling
+    from domain.acts import Act
+    from domain.audit import Mark, Verdict
+    from storage.audit import SqlAudit
+    from storage.reencryption import Reencrypted
+
+T = TypeVar("T")
 
 USAGE_ERROR = 2
 
@@ -164,8 +172,29 @@ def _roll(work: Callable[["Rolling"], Awaitable[str]]) -> None:
 
 
 @main.command()
+@click.argument("server", type=click.Choice(["nats", "redis"]))
+def rights(server: str) -> None:
+    """Print which role may do what on a NATS or Redis server of your own, as its configuration says it.
+
+    Passwords are to be put in: NATS takes them from its environment. Each role's URL is RENOVEASY_NATS_URL_HOST and the
+    like. The servers that `renoveasy up` starts have all of this already.
+    """
+    from deploy.rights import IN_REDIS, ON_THE_BROKER, nats_accounts, redis_users
+
+    settings = settings_or_exit()
+    if server == "nats":
+        passwords = {role: f"$RENOVEASY_NATS_{role.upper()}_PASSWORD" for role in ON_THE_BROKER}
+        click.echo(nats_accounts(passwords, settings.namespace), nl=False)
+    else:
+        passwords = {role: f"PASSWORD-OF-{role.upper()}" for role in IN_REDIS}
+        click.echo(redis_users(passwords, settings.namespace), nl=False)
+
+
+@main.command()
 def migrate() -> None:
     """Bring the database's schema to the newest version; safe to repeat, and from many machines at once."""
+    from deploy.keys import make_phones_secret
+    from deploy.runtime import StartError
     from storage.engine import migrate as bring_up_to_date
 
     settings = settings_or_exit()
@@ -174,6 +203,10 @@ def migrate() -> None:
         version = asyncio.run(bring_up_to_date(url, secrets.token_hex(8)))
     except Exception as error:
         fail(f"the database cannot be migrated: {error}")
+    try:
+        asyncio.run(make_phones_secret(settings, _progress("encrypted"), always_open=False))
+    except StartError as error:
+        fail(str(error))
     click.echo(f"the schema is at {version}")
 
 
@@ -185,17 +218,104 @@ def grant(phone: str, role: str) -> None:
 
     It counts from the next request on: roles come from the account, not from the token.
     """
-    from deploy import runtime
-    from deploy.connections import SystemClock, new_id
+    from deploy.connections import AUDIT_KEY, SystemClock, new_id, secret
+    from deploy.keys import open_keys
+    from domain.acts import OK, Deed
     from storage.accounts import SqlAccounts
+    from storage.audit import SqlAudit
     from storage.engine import Database
 
     async def give(url: str) -> str:
         database = Database(url)
         try:
-            accounts = SqlAccounts(database, SystemClock(), new_id)
+            audit = SqlAudit(database, secret(settings, AUDIT_KEY), SystemClock(), new_id)
+            accounts = SqlAccounts(database, SystemClock(), new_id, await open_keys(settings, database), audit)
             user, _ = await accounts.find_or_create(phone, "en")
-            return ", ".join((await accounts.grant(user.id, role)).roles)
+            act = _by_hand(Deed.ROLE_GRANTED, OK, f"user:{user.id}", role=role)
+            return ", ".join((await accounts.grant(user.id, role, act)).roles)
+        finally:
+            await database.close()
+
+    if not re.fullmatch(r"\+[1-9][0-9]{6,14}", phone):
+        fail(f"{phone} is not a phone number such as +8613800000000", USAGE_ERROR)
+    settings = _running_or_given()
+    try:
+        roles = asyncio.run(give(settings.database_url or f"sqlite+aiosqlite:///{settings.sqlite_path}"))
+    except Exception as error:
+        fail(f"the database cannot be used: {error}; `renoveasy migrate` makes its tables")
+    click.echo(f"{phone} has the roles {roles}")
+
+
+@main.command()
+@click.option("--new-key", is_flag=True, help="Make a new data key first; without it, only what is left is rewritten.")
+@click.option(
+    "--new-index-key", is_flag=True, help="Make a new key of the blind indexes too, by which phones are found."
+)
+def reencrypt(new_key: bool, new_index_key: bool) -> None:
+    """Rewrite personal data under the newest data key; safe while the platform runs, and to stop and repeat.
+
+    Former data keys stay: backups need them. RENOVEASY_KEY_PROVIDER says who wraps a new one.
+    """
+    from deploy import runtime
+    from deploy.keys import reencrypt_all
+    from deploy.runtime import StartError
+
+    given = settings_or_exit()
+    running = runtime.running(given.data_dir)
+    # Where the data is, the running platform knows; who is to keep its keys, whoever calls this says.
+    settings = msgspec.structs.replace(given, database_url=running.settings.database_url) if running else given
+    began_s = time.monotonic()
+    try:
+        number, done = asyncio.run(
+            reencrypt_all(settings, _progress("rewritten"), new_key=new_key, new_index_key=new_index_key)
+        )
+    except StartError as error:
+        fail(str(error))
+    except Exception as error:
+        fail(f"the database cannot be used: {error}; `renoveasy migrate` makes its tables")
+    if done.damaged:
+        for place in done.damaged[:20]:
+            click.echo(f"cannot be read and was left as it is: {place}", err=True)
+        fail(
+            f"{len(done.damaged)} fields were changed outside of the platform; restore them from a backup "
+            "(a second factor can be reset instead: `renoveasy reset-totp`)"
+        )
+    click.echo(f"done in {time.monotonic() - began_s:.1f} s: {done.done} rewritten, all under data key {number}")
+
+
+def _progress(word: str) -> Callable[["Reencrypted"], None]:
+    """Says how far it is, at most once a second."""
+    told_s = time.monotonic()
+
+    def report(progress: "Reencrypted") -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= 1:
+            told_s = time.monotonic()
+            click.echo(f"{progress.done} of {progress.total} {word}")
+
+    return report
+
+
+@main.command("reset-totp")
+@click.argument("phone")
+def reset_totp(phone: str) -> None:
+    """Remove the second factor of an operator who has lost it; they set up a new one at POST /v1/auth/totp/enrol.
+
+    Their sessions count as unverified from the next request on.
+    """
+    from deploy import runtime
+    from deploy.connections import SystemClock, new_id
+    from deploy.keys import open_keys
+    from storage.accounts import SqlAccounts
+    from storage.engine import Database
+    from storage.user_keys import SqlTotpSecrets
+
+    async def reset(url: str) -> bool | None:
+        database = Database(url)
+        try:
+            keys = await open_keys(settings, database)
+            user = await SqlAccounts(database, SystemClock(), new_id, keys).find(phone)
+            return None if user is None else await SqlTotpSecrets(database, keys).reset(user.id)
         finally:
             await database.close()
 
@@ -205,22 +325,108 @@ def grant(phone: str, role: str) -> None:
     running = runtime.running(given.data_dir)
     settings = running.settings if running else given
     try:
-        roles = asyncio.run(give(settings.database_url or f"sqlite+aiosqlite:///{settings.sqlite_path}"))
+        done = asyncio.run(reset(settings.database_url or f"sqlite+aiosqlite:///{settings.sqlite_path}"))
     except Exception as error:
         fail(f"the database cannot be used: {error}; `renoveasy migrate` makes its tables")
-    click.echo(f"{phone} has the roles {roles}")
+    if done is None:
+        fail(f"{phone} has no account")
+    click.echo(f"{phone} has no second factor any more" if done else f"{phone} had no second factor")
+
+
+@main.group("audit")
+def audit_group() -> None:
+    """The record of every act that matters to security."""
+
+
+@audit_group.command()
+@click.option("--mark", "given", help="Where the record stood earlier: what this command has printed then.")
+def verify(given: str | None) -> None:
+    """Walk along the whole audit log and say whether anything in it was changed or removed.
+
+    Where it ends is remembered in the data folder, beside the keys, and must still be there the next time. Keep what is
+    printed in another place too, and give it with --mark: whoever can write to both cannot change that.
+    """
+    from deploy.connections import AUDIT_KEY, keys_folder
+    from domain.audit import Mark
+
+    settings = _running_or_given()
+    folder = keys_folder(settings)
+    if not (folder / AUDIT_KEY).is_file():
+        fail(f"there is no {AUDIT_KEY} in {folder}: nothing was written with this data folder (RENOVEASY_DATA_DIR)")
+    last = folder / "audit-mark"
+    try:
+        known = [Mark.read(text) for text in (given, last.read_text() if last.is_file() else None) if text]
+    except ValueError:
+        fail("a mark is a number, a colon and 64 hexadecimal digits", USAGE_ERROR)
+    marks: list[Mark | None] = [*known] or [None]
+    for mark in marks:
+        try:
+            verdict = asyncio.run(_verdict(settings, mark))
+        except Exception as error:
+            fail(f"the database cannot be used: {error}")
+        if verdict.wrong:
+            fail(f"the audit log was tampered with: {verdict.wrong}; it is whole up to {verdict.mark}")
+    draft = last.with_name(f".audit-mark.{os.getpid()}")
+    draft.write_text(f"{verdict.mark}\n")
+    draft.replace(last)
+    click.echo(
+        f"{verdict.mark.number} acts, nothing was changed or removed. The mark to keep elsewhere: {verdict.mark}"
+    )
+
+
+def _running_or_given() -> Settings:
+    """The settings that the platform on this data folder runs with, else those of the environment."""
+    from deploy import runtime
+
+    given = settings_or_exit()
+    running = runtime.running(given.data_dir)
+    return running.settings if running else given
+
+
+def _by_hand(act: str, outcome: str, object: str = "", **details: str) -> "Act":
+    """An act of whoever uses this command: an account of the machine."""
+    from domain.acts import Act
+
+    return Act(act, outcome, f"cli:{getpass.getuser()}", object=object, details=details)
+
+
+async def _with_audit(settings: Settings, use: "Callable[[SqlAudit], Awaitable[T]]") -> "T":
+    from deploy.connections import AUDIT_KEY, SystemClock, new_id, secret
+    from storage.audit import SqlAudit
+    from storage.engine import Database
+
+    database = Database(settings.database_url or f"sqlite+aiosqlite:///{settings.sqlite_path}")
+    try:
+        return await use(SqlAudit(database, secret(settings, AUDIT_KEY), SystemClock(), new_id))
+    finally:
+        await database.close()
+
+
+async def _write_down(settings: Settings, act: "Act") -> None:
+    await _with_audit(settings, lambda audit: audit.write(act))
+
+
+async def _verdict(settings: Settings, mark: "Mark | None") -> "Verdict":
+    return await _with_audit(settings, lambda audit: audit.verify(mark))
 
 
 @main.command("rotate-keys")
 def rotate_keys() -> None:
     """Sign access tokens with a new key from now on; those signed with the former ones stay valid."""
     from deploy.connections import keys_folder
+    from domain.acts import ALLOWED, OK, Deed
     from storage.tokens import SigningKeys
 
-    folder = keys_folder(settings_or_exit())
+    settings = _running_or_given()
+    folder = keys_folder(settings)
     if not folder.is_dir():
         fail(f"there are no keys in {folder} yet: the first start makes one (RENOVEASY_DATA_DIR)")
+    try:
+        asyncio.run(_write_down(settings, _by_hand(Deed.KEYS_ROTATED, ALLOWED)))
+    except Exception as error:
+        fail(f"no key is made, because the audit log cannot be written: {error}")
     keys = SigningKeys.rotate(folder)
+    asyncio.run(_write_down(settings, _by_hand(Deed.KEYS_ROTATED, OK, f"key:{keys.newest.kid}")))
     click.echo(
         f"key {keys.newest.kid} signs from now on; running processes know it already. When the former tokens have "
         f"expired, in a quarter of an hour, delete the older files signing-*.pem in {folder}"

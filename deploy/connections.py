@@ -3,7 +3,9 @@
 import asyncio
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import uuid_utils
 
@@ -12,11 +14,14 @@ from actors.router import BrokerRouter
 from deploy.settings import Settings
 from deploy.telemetry import RayMetrics, configure_logging
 from domain.channels import REVOKED_SUBJECT
-from domain.ports import DeviceSession, Received
+from domain.ports import DeviceSession, Metrics, NoMetrics, Received
 from storage.broker import NatsBroker
 from storage.engine import Database
 from storage.sessions import SqlSessions
 from storage.tokens import JwtVerifier, SigningKeys
+
+AUDIT_KEY: Final = "audit-key"
+"""The secret that seals the audit log: a file in the keys folder."""
 
 
 class SystemClock:
@@ -37,14 +42,14 @@ def new_id() -> str:
 class Connections:
     """What every process of the platform needs: logs, metrics, the database and the broker."""
 
-    def __init__(self, settings: Settings, process: str) -> None:
+    def __init__(self, settings: Settings, role: str, process: str) -> None:
         configure_logging(process, settings.logs_dir, settings.log_level)
         self.settings = settings
         self.clock = SystemClock()
         self.metrics = RayMetrics(process)
         self.database = Database(settings.database_url)
-        self.broker = NatsBroker(settings.nats_url, settings.namespace, process)
-        self.sessions = SessionBatches(self.database)
+        self.broker = NatsBroker(settings.url_of("nats_url", role), settings.namespace, process, role)
+        self.sessions = SessionBatches(self.database, self.metrics)
         self.router = BrokerRouter(self.broker, self.clock, self.metrics)
 
     async def open(self) -> None:
@@ -62,14 +67,20 @@ class Connections:
 
 
 class SessionBatches:
-    """`ports.SessionSource`: thousands who come back at once cost the database a few look-ups."""
+    """`ports.SessionSource`: thousands who come back at once cost the database a few look-ups (`session_lookups`)."""
 
-    def __init__(self, database: Database) -> None:
-        self._batches: Batcher[str, DeviceSession] = Batcher(SqlSessions(database).get_many)
+    def __init__(self, database: Database, metrics: Metrics | None = None) -> None:
+        self._sessions = SqlSessions(database)
+        self._metrics = metrics or NoMetrics()
+        self._batches: Batcher[str, DeviceSession] = Batcher(self._look_up)
 
     async def get(self, session_id: str) -> DeviceSession | None:
         # Several may wait for the same one: who stops waiting must not stop the others.
         return await asyncio.shield(self._batches.get(session_id))
+
+    async def _look_up(self, session_ids: Sequence[str]) -> dict[str, DeviceSession]:
+        self._metrics.count("session_lookups")
+        return await self._sessions.get_many(session_ids)
 
     async def close(self) -> None:
         await self._batches.close()

@@ -34,8 +34,8 @@ class NotRunning(Exception):
 
 def addresses_of(settings: Settings) -> Addresses:
     """Where a platform with these settings answers on this machine."""
-    at = "127.0.0.1" if settings.bind == "0.0.0.0" else settings.bind  # noqa: S104 - listening on all
-    return Addresses(f"http://{at}:{settings.http_port}", f"ws://{at}:{settings.ws_port}/connection/websocket")
+    certificates = tuple(path for path in (settings.http_tls_certificate, settings.ws_tls_certificate) if path)
+    return Addresses(settings.rest_address, settings.ws_address, certificates)
 
 
 def run_demo(addresses: Addresses, pairs: int = 2, fast: bool = False, seed: int | None = None) -> int:
@@ -59,7 +59,8 @@ def script_of(seed: int, fast: bool) -> Script:
 
 async def _play(console: Console, addresses: Addresses, pairs: int, fast: bool, seed: int) -> int:
     limits = httpx.Limits(max_connections=4 * pairs + 4)
-    async with httpx.AsyncClient(timeout=_REQUEST_LIMIT_S, limits=limits, trust_env=False) as http:
+    verify = addresses.trusting() or True
+    async with httpx.AsyncClient(timeout=_REQUEST_LIMIT_S, limits=limits, trust_env=False, verify=verify) as http:
         await _answering(http, addresses)
         ledger = Ledger()
         stories = [

@@ -1,12 +1,14 @@
 """`renoveasy doctor`: is everything there that the platform needs? Looks, and changes nothing."""
 
 import asyncio
+import ipaddress
 import resource
 import shutil
 import socket
 import ssl
 import sys
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -15,10 +17,12 @@ import msgspec
 import psutil
 
 from deploy import runtime
+from deploy.certificates import ROADS, Road, judged, key_fields
 from deploy.settings import Settings, key_of
 from domain.ids import PARTITIONS
 from domain.policy import DEFAULT_POLICY
 from domain.ports import BrokerUnavailable
+from gateway.certificates import CertificateError
 
 if TYPE_CHECKING:
     from storage.engine import Database
@@ -27,6 +31,7 @@ MIN_FILES: Final = 4_096
 MIN_DISK_BYTES: Final = 2 << 30
 MIN_SHM_BYTES: Final = 64 << 20
 TIMEOUT_S: Final = 5.0
+RENEW_DAYS: Final = 14
 SETTLE_S: Final = 2.0
 """Partitions that move just now are owned again within this."""
 
@@ -54,7 +59,7 @@ async def examine(settings: Settings) -> list[Finding]:
         _policy(actual),
         _paused_hosts(actual),
     ]
-    for check in (_database, _nats, _redis, _hosts):
+    for check in (_tls, _database, _nats, _redis, _hosts):
         findings += await _guarded(check, settings, actual, running is not None)
     return findings
 
@@ -151,19 +156,60 @@ def _paused_hosts(settings: Settings) -> Finding:
     return Finding("hosts that hang", "warn", "are taken over and left where they are", advice)
 
 
+async def _tls(given: Settings, actual: Settings, running: bool) -> list[Finding]:
+    findings = []
+    for road, name in ROADS.items():
+        keys = " and ".join(key_of(field) for field in key_fields(road))
+        try:
+            pair = judged(actual, road)
+        except CertificateError as error:
+            findings.append(Finding(f"TLS of {name}", "fail", str(error), f"put the right files there, or set {keys}"))
+            continue
+        if pair is None:
+            near = ipaddress.ip_address(actual.bind).is_loopback
+            advice = f"set {keys}, unless something in front of it speaks TLS"
+            findings.append(Finding(f"TLS of {name}", "ok" if near else "warn", "off", "" if near else advice))
+            continue
+        left = pair.ends - datetime.now(UTC)
+        what = f"for {', '.join(pair.names) or 'no name'}, until {pair.ends:%Y-%m-%d} ({left.days} days)"
+        if left.days < RENEW_DAYS:
+            findings.append(
+                Finding(f"TLS of {name}", "warn", what, "renew it: replace the files, nothing is restarted")
+            )
+        elif running and await _shown(actual, road) != pair.leaf:
+            log = actual.logs_dir / ("up.log" if road == "http" else "gateway-0.log")
+            findings.append(Finding(f"TLS of {name}", "warn", f"{what}; another one is in use", f"look into {log}"))
+        else:
+            findings.append(Finding(f"TLS of {name}", "ok", what))
+    return findings
+
+
+async def _shown(settings: Settings, road: Road) -> bytes | None:
+    """The certificate that the road's port shows now, in DER."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is compared as a whole
+    address = urlsplit(settings.rest_address if road == "http" else settings.ws_address)
+    _, writer = await asyncio.open_connection(address.hostname, address.port, ssl=context)
+    try:
+        return bytes(writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
+    finally:
+        writer.transport.abort()
+
+
 Check = Callable[[Settings, Settings, bool], Awaitable[list[Finding]]]
 
 
 async def _guarded(check: Check, given: Settings, actual: Settings, running: bool) -> list[Finding]:
     name = check.__name__.strip("_")
+    advice = f"check {key_of(f'{name}_url')}" if name in ("database", "nats", "redis") else "look into the logs"
     try:
         async with asyncio.timeout(TIMEOUT_S):
             return await check(given, actual, running)
     except TimeoutError:
-        return [Finding(name, "fail", f"no answer within {TIMEOUT_S:g} s", f"check {key_of(f'{name}_url')}")]
+        return [Finding(name, "fail", f"no answer within {TIMEOUT_S:g} s", advice)]
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return [Finding(name, "fail", reason[:200], f"check {key_of(f'{name}_url')}")]
+        return [Finding(name, "fail", reason[:200], advice)]
 
 
 async def _database(given: Settings, actual: Settings, running: bool) -> list[Finding]:

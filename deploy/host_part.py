@@ -22,7 +22,7 @@ class HostPart:
     """A host with its connections."""
 
     def __init__(self, settings: Settings, name: str) -> None:
-        self._connections = at = Connections(settings, name)
+        self._connections = at = Connections(settings, "host", name)
         self.identity = f"{name}-{uuid_utils.uuid7().hex[-12:]}"
         self._log = SqlPartitionLog(at.database)
         self._host = Host(
@@ -65,7 +65,7 @@ class PlacementPart:
     """Placement with its connection to the broker."""
 
     def __init__(self, settings: Settings, name: str) -> None:
-        self._connections = at = Connections(settings, name)
+        self._connections = at = Connections(settings, "placement", name)
         end = Ender(this_node(), this_start()).end if settings.end_paused_hosts == "on" else None
         self._service = PlacementService(at.broker, at.clock, at.metrics, settings.hosts, end)
         self.identity = f"{name}-{uuid_utils.uuid7().hex[-12:]}"

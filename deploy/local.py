@@ -1,6 +1,7 @@
 """The embedded servers: NATS and Valkey as children of `renoveasy up`, on 127.0.0.1, restarted when they crash.
 
-They die with it, whatever kills it, and answer only to the secret of this start, which stands in files of mode 0600.
+They die with it, whatever kills it, and answer only to this start's secrets, one for each role, which stand in files of mode
+0600; what a role may do with it is in `deploy.rights`.
 """
 
 import asyncio
@@ -11,11 +12,12 @@ import signal
 import sys
 import sysconfig
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from deploy.rights import nats_accounts, redis_users
 from deploy.runtime import Process, StartError
 from deploy.settings import Settings
 
@@ -146,12 +148,13 @@ def nats_server(settings: Settings) -> Server:
     """A NATS server; messages up to 1 MiB, nothing stored."""
     folder = _private(settings.data_dir / "nats")
     configuration = folder / "nats.conf"
-    token = urlsplit(settings.nats_url).username or ""
     _write_private(
         configuration,
         f'listen: "127.0.0.1:{settings.ports.nats}"\n'
-        f'authorization {{ token: "{token}" }}\n'
-        "max_payload: 1MB\n"
+        + nats_accounts(
+            {role: f'"{secret}"' for role, secret in _passwords(settings.nats_urls).items()}, settings.namespace
+        )
+        + "max_payload: 1MB\n"
         "max_pending: 64MB\n"
         'write_deadline: "5s"\n'
         f'server_name: "renoveasy-{settings.ports.nats}"\n'
@@ -171,13 +174,12 @@ def redis_server(settings: Settings) -> Server:
 
     folder = _private(settings.data_dir / "valkey")
     configuration = folder / "valkey.conf"
-    secret = urlsplit(settings.redis_url).password or ""
     _write_private(
         configuration,
         "bind 127.0.0.1\n"
         f"port {settings.ports.redis}\n"
-        f'requirepass "{secret}"\n'
-        f'dir "{folder}"\n'
+        + redis_users(_passwords(settings.redis_urls), settings.namespace)
+        + f'dir "{folder}"\n'
         'save ""\n'
         "appendonly no\n"
         "maxmemory 256mb\n"
@@ -190,6 +192,10 @@ def redis_server(settings: Settings) -> Server:
     return Server(
         "redis", settings.ports.redis, [str(get_binary_path()), str(configuration)], log, greeting, b"PING\r\n"
     )
+
+
+def _passwords(urls: Mapping[str, str]) -> dict[str, str]:
+    return {role: urlsplit(url).password or "" for role, url in urls.items()}
 
 
 def _private(folder: Path) -> Path:

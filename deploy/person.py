@@ -1,21 +1,27 @@
-"""One user of the platform, seen from outside: a phone, a REST client, and an official Centrifuge WebSocket client.
+"""One user of the platform, seen from outside: a phone, a REST client, and the platform's own WebSocket client.
 
 Every write keeps its id until it is answered: whatever is lost on the way, asking again with the same id settles it.
 """
 
 import asyncio
 import contextlib
+import ssl
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
-import centrifuge
 import httpx
 import msgspec
 
 from deploy.ledger import Entry, Event, Ledger, Message, gaps
-from domain.errors import RETRYABLE
+from domain.errors import RETRYABLE, Refusal
+from gateway.client import Client, ClientEnded, NoToken, Position, StreamLost
+from gateway.client_dial import dial
+from gateway.client_feed import Change, Changes
+from gateway.client_settings import ClientSettings, Pace
+from gateway.client_wire import rpc
 
 T = TypeVar("T")
 
@@ -23,6 +29,7 @@ ANSWER_LIMIT_S: Final = 8.0
 """How long one attempt waits for its answer before the outcome is unknown."""
 _BACKOFF_S: Final = (0.05, 0.5)
 _RETRYABLE: Final = frozenset(str(code) for code in RETRYABLE)
+_SETTINGS: Final = ClientSettings(answer_s=ANSWER_LIMIT_S, pace=Pace(first_s=0.1, longest_s=1.0), sync=False)
 
 
 class StoryError(Exception):
@@ -47,6 +54,19 @@ class Addresses(msgspec.Struct, frozen=True):
 
     rest: str
     ws: str
+    certificates: tuple[str, ...] = ()
+    """PEM files whose certificates are trusted, whatever names they bear: those of this machine's own platform."""
+
+    def trusting(self) -> ssl.SSLContext | None:
+        """What a client of theirs needs for TLS; None where the system's authorities are to be asked."""
+        if not self.certificates:
+            return None
+        context = ssl.create_default_context()
+        context.check_hostname = False  # they are for a name in the world, and here it is 127.0.0.1
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        for certificate in self.certificates:
+            context.load_verify_locations(certificate)
+        return context
 
 
 class Feed:
@@ -96,23 +116,26 @@ class Feed:
         if self.head < offset:
             await self.until(f"offset {offset}", lambda event: event.get("offset", 0) >= offset, timeout_s)
 
-    def handler(self) -> Any:
-        """The SDK's event handler that fills this feed."""
-        events = centrifuge.SubscriptionEventHandler()
-        events.on_subscribed = self._on_subscribed
-        events.on_publication = self._on_publication
-        return events
+    @property
+    def position(self) -> Position:
+        """Where to go on."""
+        return Position(self.epoch, self.head)
 
-    async def _on_subscribed(self, context: Any) -> None:
-        if not self.epoch:
-            self.start, self.epoch = context.stream_position.offset, context.stream_position.epoch
-        elif context.was_recovering:
-            self.recoveries.append(context.recovered)
+    def begin(self, epoch: str, offset: int) -> None:
+        self.epoch, self.start = epoch, offset
 
-    async def _on_publication(self, context: Any) -> None:
-        offset, data = context.pub.offset, context.pub.data
-        event = {"offset": offset, **data} if offset else data
-        (self.events if offset else self.ephemeral).append(event)
+    async def read(self, changes: Changes) -> None:
+        """Take everything that comes, for as long as the subscription lasts."""
+        with contextlib.suppress(StreamLost, ClientEnded):
+            async for change in changes:
+                self._take(change)
+
+    def _take(self, change: Change) -> None:
+        if change.reloaded:
+            self.recoveries.append(False)
+            return
+        event = {"offset": change.offset, **change.event} if change.offset else change.event
+        (self.events if change.offset else self.ephemeral).append(event)
         self._heard(event)
         self._news.set()
         self._news = asyncio.Event()
@@ -134,7 +157,9 @@ class Person:
         self._http = http
         self._addresses = addresses
         self._patience_s = patience_s
-        self._socket: Any = None
+        self._client: Client | None = None
+        self._readers: list[asyncio.Task[None]] = []
+        self._token_is_spent = False
 
     # --- coming and going ----------------------------------------------------------------------------------------
 
@@ -154,44 +179,59 @@ class Person:
 
     async def connect(self) -> None:
         """Open the WebSocket; it comes back by itself, with its subscriptions, until `leave`."""
-        events = centrifuge.ClientEventHandler()
-        events.on_publication = self._on_hint
-        self._socket = centrifuge.Client(
+        settings = msgspec.structs.replace(_SETTINGS, device_id=f"story-{self.phone[-6:]}")
+        self._client = Client(
             self._addresses.ws,
-            events=events,
-            token=self.token,
-            get_token=self._renew,
-            data={"device_id": f"story-{self.phone[-6:]}"},
-            timeout=ANSWER_LIMIT_S,
-            max_reconnect_delay=1.0,
-            proxy=None,
+            token=self._access_token,
+            settings=settings,
+            folds={},
+            hinted=self._on_hint,
+            dial=partial(dial, trusting=self._addresses.trusting() if self._addresses.ws.startswith("wss:") else None),
         )
-        await self._socket.connect()
-        await self._patiently("the WebSocket's connect", lambda: self._asked(self._socket.ready(ANSWER_LIMIT_S)))
+        self._token_is_spent = False
+        await self._client.__aenter__()
+        async with self._patience("the WebSocket's connect"):
+            await self._client.online()
 
     async def disconnect(self) -> None:
         """Close the WebSocket; `reconnect` opens it again and recovers what was missed."""
-        transport = self._socket._conn
-        await self._socket.disconnect()
-        if transport is not None:  # the SDK itself does not wait for the closing handshake
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(transport.wait_closed(), ANSWER_LIMIT_S)
+        client, self._client = self._client, None
+        if client is not None:
+            await client.close()
+        await asyncio.gather(*self._readers)
+        self._readers.clear()
 
     async def reconnect(self) -> None:
-        await self._socket.connect()
-        await self._socket.ready(ANSWER_LIMIT_S)
+        """As an app that is started again: with what it knows of each stream, and nothing else."""
+        await self.connect()
+        for feed in self.feeds.values():
+            if not await self._listen(feed, feed.position):
+                feed.recoveries.append(True)
 
     async def leave(self) -> None:
         """Close the WebSocket, if there is one."""
-        if self._socket is not None:
-            await self.disconnect()
+        await self.disconnect()
 
-    async def _renew(self) -> str:
-        grant = await self.rest("POST", "/v1/auth/refresh", {"refresh_token": self._refresh_token})
-        self.token, self._refresh_token = grant["access_token"], grant["refresh_token"]
+    @property
+    def client(self) -> Client:
+        if self._client is None:
+            raise StoryError(f"{self.name} is not connected")
+        return self._client
+
+    async def _access_token(self) -> str:
+        if self._token_is_spent:
+            try:
+                await self._renew()
+            except RefusedError as error:
+                raise NoToken(str(error)) from error
+        self._token_is_spent = True
         return self.token
 
-    async def _on_hint(self, context: Any) -> None:
+    async def _renew(self) -> None:
+        grant = await self.rest("POST", "/v1/auth/refresh", {"refresh_token": self._refresh_token})
+        self.token, self._refresh_token = grant["access_token"], grant["refresh_token"]
+
+    def _on_hint(self, hint: dict[str, Any]) -> None:
         self.ledger.hints += 1
 
     async def follow(self, channel: str, heard: Callable[[Event], None] = lambda event: None) -> Feed:
@@ -204,14 +244,23 @@ class Person:
             heard(event)
 
         feed = self.feeds[channel] = Feed(channel, listen)
-        # The SDK asks for recovery by itself once the server has said that the stream can be recovered.
-        subscription = self._socket.new_subscription(channel, feed.handler(), max_resubscribe_delay=1.0)
-        await subscription.subscribe()
-        try:
-            await subscription.ready(self._patience_s)
-        except centrifuge.CentrifugeError as error:
-            raise StoryError(f"{self.name} could not subscribe to {channel}: {error!r}") from error
+        await self._listen(feed, None)
         return feed
+
+    async def _listen(self, feed: Feed, after: Position | None) -> int:
+        """Fill the feed from a position, or from now on; how often what was known turned out to be void."""
+        kind, _, identifier = feed.channel.partition(":")
+        stream = (self.client.order if kind == "order" else self.client.conversation)(identifier, after=after)
+        changes = stream.changes()
+        try:
+            async with self._patience(f"the subscription to {feed.channel}"):
+                await stream
+        except StreamLost as error:
+            raise StoryError(f"{self.name} could not subscribe to {feed.channel}: {error}") from error
+        if after is None and stream.position is not None:
+            feed.begin(stream.position.epoch, changes.taken)
+        self._readers.append(asyncio.create_task(feed.read(changes)))
+        return stream.follow().reloads
 
     # --- asking --------------------------------------------------------------------------------------------------
 
@@ -247,29 +296,27 @@ class Person:
         raise RefusedError(f"{method} {path}", code, problem)
 
     async def rpc(self, method: str, data: dict[str, Any]) -> dict[str, Any]:
-        """The result of an rpc; raises as `rest` does."""
-        return await self._patiently(f"rpc {method}", lambda: self._rpc_once(method, data))
+        """The result of an rpc, which is asked again until there is one; raises as `rest` does."""
+        async with self._patience(f"rpc {method}"):
+            body = rpc(method, msgspec.json.encode(data))
+            return dict(msgspec.json.decode(await self.client.ask("rpc", body, self._patience_s)))
 
-    async def _rpc_once(self, method: str, data: dict[str, Any]) -> dict[str, Any]:
-        return dict((await self._asked(self._socket.rpc(method, data))).data)
+    def send(self, data: dict[str, Any]) -> None:
+        """Send without an answer; lost when the connection is away."""
+        self.client.say(data)
 
-    async def _asked(self, question: Awaitable[T]) -> T:
+    @contextlib.asynccontextmanager
+    async def _patience(self, what: str) -> AsyncIterator[None]:
+        """Waits for the WebSocket's client no longer than patience lasts, and says what came of it as `rest` does."""
         try:
-            async with asyncio.timeout(2 * ANSWER_LIMIT_S):
-                return await question
-        except centrifuge.ReplyError as error:
-            if error.message in _RETRYABLE:
-                raise UnansweredError(f"{error}") from error
-            raise RefusedError("a WebSocket command", error.message, {"code": error.code}) from error
-        except (centrifuge.CentrifugeError, TimeoutError) as error:
-            raise UnansweredError(repr(error)) from error
-
-    async def send(self, data: dict[str, Any]) -> None:
-        """Send without an answer; lost when the connection is away.
-
-        The Python SDK has no public method for this command of its protocol, so it goes through its sender.
-        """
-        await self._socket._send_commands([{"send": {"data": data}}])
+            async with asyncio.timeout(self._patience_s + 1.0):
+                yield
+        except Refusal as refusal:
+            if refusal.code in RETRYABLE:
+                raise UnansweredError(f"{what}: {refusal}") from refusal
+            raise RefusedError(what, str(refusal.code), _plain(refusal.refused)) from refusal
+        except (ClientEnded, TimeoutError) as error:
+            raise UnansweredError(f"{what}: no answer in {self._patience_s:.0f} s; {error!r}") from error
 
     async def _patiently(self, what: str, ask: Callable[[], Awaitable[T]], write_id: str = "") -> T:
         deadline = time.monotonic() + self._patience_s
@@ -296,13 +343,11 @@ class Person:
         ledger.entries[entry] += 1
         started = time.perf_counter()
 
-        async def once() -> dict[str, Any]:
-            if entry == "rest":
-                return await self._rest_once("POST", by_rest[0], by_rest[1], None)
-            return await self._rpc_once(*by_ws)
-
         try:
-            answer = await self._patiently(what, once, write_id)
+            if entry == "rest":
+                answer = await self._patiently(what, lambda: self._rest_once("POST", *by_rest, None), write_id)
+            else:
+                answer = await self._write_by_socket(stream, write_id, what, *by_ws)
         except RefusedError:
             del ledger.unanswered[write_id]
             raise
@@ -310,6 +355,19 @@ class Person:
         if write_id not in ledger.retried:
             ledger.ack_s.append(time.perf_counter() - started)
         return answer
+
+    async def _write_by_socket(
+        self, stream: str, write_id: str, what: str, method: str, data: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The client sends it until it is answered; the ids are in its outbox, not here."""
+        async with self._patience(what):
+            pending = self.client.write(method, stream, write_id, data)
+            try:
+                answer = await pending
+            finally:
+                if pending.attempts > 1:
+                    self.ledger.retried.add(write_id)
+        return _plain(answer)
 
     async def say(self, conversation_id: str, text: str, entry: Entry = "ws", message_id: str = "") -> Message:
         """Post a message and enter it in the ledger once it is acknowledged."""
@@ -368,3 +426,8 @@ def _problem(answer: httpx.Response) -> dict[str, Any]:
     except ValueError:
         return {}
     return problem if isinstance(problem, dict) else {}
+
+
+def _plain(answer: msgspec.Struct) -> dict[str, Any]:
+    """As it came over the wire."""
+    return dict(msgspec.json.decode(msgspec.json.encode(answer)))

@@ -246,4 +246,4 @@ def start(cls: type[Keeper], settings: Settings, name: str, build: Build) -> Any
         max_task_retries=0,
         max_concurrency=1_000,
         enable_task_events=False,
-    ).remote(settings, name, build)
+    ).remote(settings.of_role(name.partition("-")[0]), name, build)

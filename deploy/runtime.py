@@ -20,7 +20,7 @@ from typing import Any, Final
 import msgspec
 import psutil
 
-from deploy.settings import REPLICA_PORTS, Ports, Settings, key_of, run_root
+from deploy.settings import REPLICA_PORTS, ROLES, Ports, Settings, key_of, run_root
 
 FILE: Final = "runtime.json"
 LOCK: Final = "lock"
@@ -206,13 +206,17 @@ def _filled(settings: Settings, block: int) -> Settings:
 
 
 def with_addresses(settings: Settings) -> Settings:
-    """The settings with the addresses of the embedded servers, secrets included, where none was set."""
-    secret = secrets.token_urlsafe(24)
+    """The settings with the addresses of the embedded servers where none was set, and a new secret for each role in them."""
+    nats, redis = f"@127.0.0.1:{settings.ports.nats}", f"@127.0.0.1:{settings.ports.redis}/0"
+    of_nats = {role: f"nats://{role}:{secrets.token_urlsafe(24)}{nats}" for role in ROLES["nats_url"]}
+    of_redis = {role: f"redis://{role}:{secrets.token_urlsafe(24)}{redis}" for role in ROLES["redis_url"]}
     return msgspec.structs.replace(
         settings,
         database_url=settings.database_url or f"sqlite+aiosqlite:///{settings.sqlite_path}",
-        nats_url=settings.nats_url or f"nats://{secret}@127.0.0.1:{settings.ports.nats}",
-        redis_url=settings.redis_url or f"redis://:{secret}@127.0.0.1:{settings.ports.redis}/0",
+        nats_url=settings.nats_url or of_nats["census"],
+        nats_urls=settings.nats_urls if settings.nats_url else of_nats,
+        redis_url=settings.redis_url or of_redis["rest"],
+        redis_urls=settings.redis_urls if settings.redis_url else of_redis,
     )
 
 

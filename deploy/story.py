@@ -273,7 +273,7 @@ class Story:
             self.scene.typing = ""
 
     async def _exchange(self, speaker: Person, listener: Person, text: str) -> None:
-        await speaker.send({"type": "typing", "conversation_id": self.conversation_id, "on": True})
+        speaker.send({"type": "typing", "conversation_id": self.conversation_id, "on": True})
         if self.script.talk_s:
             self.scene.typing = speaker.name
             await asyncio.sleep(self.script.talk_s)
@@ -307,7 +307,7 @@ class Story:
         self.scene.trip_m = self.scene.left_m = self._trip_m
         for n in itertools.count(1):
             left_m = max(_NEAR_M, self._trip_m - n * self.script.fix_s * self.script.speed_mps)
-            await self.worker.send({"type": "fix", "order_id": self.order_id, "fixes": [self._fix(left_m)]})
+            self.worker.send({"type": "fix", "order_id": self.order_id, "fixes": [self._fix(left_m)]})
             await asyncio.sleep(self.script.fix_s)
             seen = [item for item in feed.ephemeral[before:] if item["type"] == "position"]
             if n >= self.script.fixes and (seen or time.monotonic() > deadline):

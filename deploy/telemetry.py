@@ -1,5 +1,7 @@
 """Logs and metrics: JSON lines with the request's id and without personal data, and numbers that Ray exports to Prometheus."""
 
+import contextlib
+import copy
 import logging
 import logging.handlers
 import re
@@ -13,6 +15,8 @@ from typing import Any, Final, Self
 
 import structlog
 
+from domain.redaction import redacted, shortened_phone
+
 LOG_LIMIT_BYTES: Final = 16 << 20
 LOG_FILES_KEPT: Final = 3
 FLUSH_S: Final = 1.0
@@ -23,41 +27,56 @@ BUCKETS: Final = (
 
 # --- masking -----------------------------------------------------------------------------------------------------
 
-_PHONE = re.compile(r"(?<![\w+])(\+[1-9][0-9]{2})[0-9]{3,10}([0-9]{2})(?![0-9])")
-_JWT = re.compile(r"\beyJ[\w-]{5,}\.[\w-]+\.[\w-]*")
-_BEARER = re.compile(r"(?i)\b(bearer |token[=:] ?)[\w.~+/-]{12,}=*")
-_CREDENTIALS = re.compile(r"(?<=://)[^\s/@]+@")
-_CODE = re.compile(r"(?i)\b((?:otp|code|pin)\W{1,4}(?:is\W{1,3})?)[0-9]{4,8}\b")
 _DIGITS = re.compile(r"[0-9]{4,8}")
-_SECRET_KEY = re.compile(r"(?i)(token|secret|password|authorization|cookie|private_key|id_card)")
+_SECRET_KEY = re.compile(
+    r"(?i)(token|secret|passw|passphrase|authorization|cookie|private_?key|api_?key|id_card|pepper)"
+)
 _CODE_KEY = re.compile(r"(?i)(^|_)(code|otp|pin)$")
+_PHONE_KEY = re.compile(r"(?i)(^|_)(phone|mobile|tel|telephone|msisdn)s?(_?(number|no))?s?$")
+_DEEPEST: Final = 12
+_LONGEST: Final = 64 << 10
 
 
-def masked(value: Any, key: str = "") -> Any:
-    """The value without phone numbers, tokens, codes and passwords, whatever it is nested in.
+def masked(value: Any, key: str = "", depth: int = 0) -> Any:
+    """The value without phone numbers, addresses, tokens, codes and passwords, whatever it is nested in.
 
-    Of an E.164 number the first three and the last two digits stay.
+    Of a phone number the first three and the last two digits stay. What is deeper than 12 or longer than 64 KiB is cut.
     """
-    if isinstance(value, Mapping):
-        return {name: masked(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [masked(item, key) for item in value]
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "replace")
+    if key and _SECRET_KEY.search(key) and value is not None and not isinstance(value, bool):
+        return "***"
+    if isinstance(value, Mapping | list | tuple | set | frozenset):
+        return _masked_items(value, key, depth + 1) if depth < _DEEPEST else "…"
+    if isinstance(value, bytes | bytearray | memoryview):
+        value = bytes(value).decode("utf-8", "replace")
     if value is None or isinstance(value, bool | float):
         return value
-    if key and _SECRET_KEY.search(key):
-        return "***"
-    if isinstance(value, int):
-        return "***" if _CODE_KEY.search(key) and _DIGITS.fullmatch(str(value)) else value
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _shown(value)
     if _CODE_KEY.search(key) and _DIGITS.fullmatch(text):
         return "***"
-    text = _PHONE.sub(r"\1***\2", text)
-    text = _JWT.sub("***", text)
-    text = _BEARER.sub(r"\1***", text)
-    text = _CREDENTIALS.sub("***@", text)
-    return _CODE.sub(r"\1***", text)
+    if _PHONE_KEY.search(key) and sum(letter.isdigit() for letter in text) >= 5:
+        return shortened_phone(text)
+    if isinstance(value, int):
+        return value
+    return redacted(text if len(text) <= _LONGEST else _cut(text))
+
+
+def _masked_items(value: Any, key: str, depth: int) -> Any:
+    if not isinstance(value, Mapping):
+        return [masked(item, key, depth) for item in value]
+    named = ((name if isinstance(name, str) else _shown(name), item) for name, item in value.items())
+    return {redacted(name): masked(item, name, depth) for name, item in named}
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # a line is worth more than the one object in it
+        return f"<{type(value).__name__} that cannot be shown: {type(error).__name__}>"
+
+
+def _cut(text: str) -> str:
+    """Its beginning, up to the end of a word: half a secret might not look like one."""
+    return text[:_LONGEST].rpartition(" ")[0] + " …"
 
 
 def _mask_event(_logger: Any, _method: str, event: structlog.types.EventDict) -> structlog.types.EventDict:
@@ -131,17 +150,30 @@ class _Ours(logging.Handler):
             self._to = logging.handlers.RotatingFileHandler(
                 folder / f"{process}.log", maxBytes=LOG_LIMIT_BYTES, backupCount=LOG_FILES_KEPT, delay=True
             )
+        self._to.handleError = _not_written  # type: ignore[method-assign]
 
     def setFormatter(self, fmt: logging.Formatter | None) -> None:
         super().setFormatter(fmt)
         self._to.setFormatter(fmt)
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.args:
+            try:
+                record.getMessage()
+            except Exception:
+                record = copy.copy(record)
+                record.msg, record.args = f"cannot be formatted: {record.msg!r} with {_shown(record.args)}", ()
         self._to.emit(record)
 
     def close(self) -> None:
         self._to.close()
         super().close()
+
+
+def _not_written(record: logging.LogRecord) -> None:
+    """In place of `logging`'s own words, which hold the message and its arguments as they are."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"a line of {record.name} was not written: {type(sys.exc_info()[1]).__name__}\n")
 
 
 # --- metrics -----------------------------------------------------------------------------------------------------

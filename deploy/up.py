@@ -19,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy import registry, runtime
+from deploy.certificates import check_certificates
+from deploy.given_secrets import check_secrets
 from deploy.local import Server, nats_server, opened_log, redis_server
 from deploy.ray_local import RayHead
 from deploy.runtime import Runtime, StartError
@@ -41,6 +43,8 @@ def run(settings: Settings) -> int:
 
     console = Console(file=os.fdopen(os.dup(sys.stdout.fileno()), "w"), highlight=False, soft_wrap=True)
     try:
+        check_secrets(settings)
+        check_certificates(settings)
         with runtime.locked(settings.data_dir):
             configure_logging("up", settings.logs_dir, settings.log_level)
             _keep_terminal_clean(settings)
@@ -138,6 +142,21 @@ class _Up:
             await migrate(self.settings.database_url, secrets.token_hex(8))
         except StoreUnavailable as error:
             raise StartError(f"the database cannot be used: {error} (RENOVEASY_DATABASE_URL)") from None
+        await self._make_phones_secret()
+
+    async def _make_phones_secret(self) -> None:
+        from deploy.keys import make_phones_secret
+        from storage.reencryption import Reencrypted
+
+        told_s = time.monotonic()
+
+        def report(progress: Reencrypted) -> None:
+            nonlocal told_s
+            if time.monotonic() - told_s >= 2:
+                told_s = time.monotonic()
+                self.console.print(f"  keys      {progress.done} of {progress.total} phones are encrypted")
+
+        await make_phones_secret(self.settings, report, always_open=True)
 
     async def _start_cluster(self) -> None:
         from deploy.wiring import start_cluster
@@ -177,6 +196,8 @@ class _Up:
         for process in own:
             with contextlib.suppress(OSError, ProcessLookupError):
                 registry.enter(self.settings, process.role, process.name, process.pid, process.ports)
+        if self.ray is not None and self.ray.certificate is not None:
+            self.ray.certificate.refresh()
         _reap_adopted()
         self._write_runtime()
 
@@ -194,11 +215,10 @@ class _Up:
 
     def _announce(self, took_s: float) -> None:
         settings = self.settings
-        at = "127.0.0.1" if settings.bind == "0.0.0.0" else settings.bind  # noqa: S104 - for the reader's browser
         rows = {
-            "REST": f"http://{at}:{settings.http_port}/v1",
-            "API documents": f"http://{at}:{settings.http_port}/schema",
-            "WebSocket": f"ws://{at}:{settings.ws_port}/connection/websocket",
+            "REST": f"{settings.rest_address}/v1",
+            "API documents": f"{settings.rest_address}/schema",
+            "WebSocket": settings.ws_address,
             "Ray dashboard": f"http://127.0.0.1:{settings.dashboard_port}",
             "Prometheus metrics": f"http://127.0.0.1:{settings.metrics_port}/metrics",
             "data folder": str(settings.data_dir),

@@ -31,7 +31,20 @@ class MessageNeed(msgspec.Struct, frozen=True):
     message_id: str
 
 
-Need = AccountNeed | OpenOrdersNeed | MessageNeed
+class BlockNeed(msgspec.Struct, frozen=True):
+    """The rules need to know whether one user has blocked another: a bool."""
+
+    blocker_id: str
+    blocked_id: str
+
+
+class UploadNeed(msgspec.Struct, frozen=True):
+    """The rules need to know an upload that may be named: `UploadFact`, or None."""
+
+    upload_id: str
+
+
+Need = AccountNeed | OpenOrdersNeed | MessageNeed | BlockNeed | UploadNeed
 
 
 class WorkerProfile(msgspec.Struct, frozen=True):
@@ -47,20 +60,33 @@ class WorkerProfile(msgspec.Struct, frozen=True):
 
 
 class Account(msgspec.Struct, frozen=True):
-    """A user as the rules see them. `roles` is a subset of customer, worker, ops, admin."""
+    """A user as the rules see them. `roles` is a subset of customer, worker, ops, admin.
+
+    `identity_until` and `licences` (by skill): until when operations vouch for them, Unix milliseconds.
+    """
 
     user_id: str
     roles: tuple[str, ...]
     worker: WorkerProfile | None = None
     phone_verified: bool = True
+    identity_until: int = 0
+    licences: dict[str, int] = {}
 
 
 class MessageFact(msgspec.Struct, frozen=True):
-    """Who wrote a message, at which offset, and whether it has been deleted."""
+    """Who wrote a message, at which offset, whether it has been deleted, and how many other texts it had."""
 
     by: str
     offset: int
     deleted: bool = False
+    edits: int = 0
+
+
+class UploadFact(msgspec.Struct, frozen=True):
+    """Whose an upload is, and what for."""
+
+    owner_id: str
+    purpose: str
 
 
 class Facts:
@@ -86,11 +112,26 @@ class Facts:
         answer: MessageFact | None = self._known.get(MessageNeed(conversation_id, message_id))
         return answer
 
+    def blocks(self, blocker_id: str, blocked_id: str) -> bool:
+        """Whether the first has blocked the second; False for what was not asked."""
+        return bool(self._known.get(BlockNeed(blocker_id, blocked_id)))
+
+    def upload(self, upload_id: str) -> UploadFact | None:
+        answer: UploadFact | None = self._known.get(UploadNeed(upload_id))
+        return answer
+
 
 NO_FACTS = Facts()
 
 S = TypeVar("S")
 E = TypeVar("E")
+
+
+class Opening(msgspec.Struct, frozen=True):
+    """An order of the customer's enters state `open` by their own command; they then have at most `most` of them."""
+
+    customer_id: str
+    most: int
 
 
 class Decision(msgspec.Struct, Generic[E]):
@@ -99,10 +140,12 @@ class Decision(msgspec.Struct, Generic[E]):
     `events` in order; none means that nothing changes and the command is answered all the same.
     `related` are commands for other streams of the same partition, decided in the same turn, committed with it.
     `claims` are keys of which the platform grants each to one stream only (`cal:<worker>:<quarter>`); they are reserved
-    before the turn and kept by its commit. `releases` are keys given back by it.
+    before the turn and kept by its commit. `releases` are keys given back by it. `opening` is counted by its commit.
 
     `refusal` is how a wrong try is remembered: the events are committed, and then the caller is refused with it. Refusals
     are not remembered, so the log row of such a turn carries no command id: the same id sent again is decided again.
+
+    `snapshot`: the stored state must not be older than this turn, because something in it has to be forgotten.
     """
 
     events: list[E] = []
@@ -110,6 +153,8 @@ class Decision(msgspec.Struct, Generic[E]):
     claims: tuple[str, ...] = ()
     releases: tuple[str, ...] = ()
     refusal: Refused | None = None
+    snapshot: bool = False
+    opening: Opening | None = None
 
 
 class Rules(Protocol[S, E]):

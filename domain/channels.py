@@ -57,5 +57,10 @@ def user_subject(user_id: str) -> str:
     return f"ev.user.{partition_of(user_id)}"
 
 
+def gateway_subject(node: str) -> str:
+    """Where a gateway hears what other gateways were told for one of its clients."""
+    return f"gw.{node}"
+
+
 REVOKED_SUBJECT = "ctl.revoked"
 """Where a revoked device session (its `sid`) is announced to every gateway."""

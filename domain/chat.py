@@ -1,207 +1,98 @@
-"""The rules of a conversation: who may say what, and what every member's devices are told.
+"""The rules of a conversation: who may say what, and what every member's devices are told."""
 
-The body of an event is what its members see: it is stored once, as JSON, and published as it is.
-"""
-
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
-from domain.aggregate import Decision, Facts, MessageFact, MessageNeed, Need
+from domain import chat_events as events
+from domain.aggregate import AccountNeed, BlockNeed, Decision, Facts, MessageFact, MessageNeed, Need
 from domain.channels import Kind
-from domain.commands import Actor, Command, Reminder
-from domain.errors import Code, Refusal, from_validation, invalid
-from domain.ids import is_uuid
-from domain.times import rfc3339
-
-MAX_TEXT: Final = 8_000
-"""Characters of a message."""
-MAX_ATTACHMENTS: Final = 10
-MAX_EMOJI: Final = 16
-MAX_MEMBERS: Final = 100
-RECENT: Final = 64
-"""Messages whose author the state remembers; older ones are looked up in the log."""
-
-
-# --- commands ----------------------------------------------------------------------------------------------------
-
-
-class Open(msgspec.Struct, frozen=True):
-    """Begin a conversation. `order_id` may be set by the platform alone."""
-
-    member_ids: tuple[str, ...]
-    order_id: str | None = None
-
-
-class Send(msgspec.Struct, frozen=True):
-    """Say something: a text, attachments by upload id, or both."""
-
-    text: str | None = None
-    attachments: tuple[str, ...] = ()
-    reply_to: str | None = None
-
-
-class Card(msgspec.Struct, frozen=True):
-    """A message of the platform itself: what happened, for programs (`card`) and for people (`text`)."""
-
-    text: str
-    card: dict[str, Any]
-
-
-class Edit(msgspec.Struct, frozen=True):
-    message_id: str
-    text: str
-
-
-class Delete(msgspec.Struct, frozen=True):
-    message_id: str
-
-
-class React(msgspec.Struct, frozen=True):
-    message_id: str
-    emoji: str
-    on: bool
-
-
-class Receipt(msgspec.Struct, frozen=True):
-    """A watermark: everything up to `offset` has been read, or has reached a device."""
-
-    offset: int
-
-
-COMMANDS: Final[dict[str, type[msgspec.Struct]]] = {
-    "open": Open,
-    "send": Send,
-    "card": Card,
-    "edit": Edit,
-    "delete": Delete,
-    "react": React,
-    "receipt.read": Receipt,
-    "receipt.delivered": Receipt,
-}
-_SYSTEM_ONLY: Final = frozenset({"card"})
-
-
-# --- events: what the members see --------------------------------------------------------------------------------
-
-
-class MemberJoined(msgspec.Struct, frozen=True, tag="member.joined", omit_defaults=True):
-    """Somebody is a member from here on. The first one of a conversation says which order it belongs to, if any."""
-
-    by: str
-    at: str
-    user_id: str
-    order_id: str | None = None
-
-
-class MemberLeft(msgspec.Struct, frozen=True, tag="member.left"):
-    by: str
-    at: str
-    user_id: str
-
-
-class MessagePosted(msgspec.Struct, frozen=True, tag="message.posted", omit_defaults=True):
-    """`by` is a user, or `system` for a card."""
-
-    message_id: str
-    by: str
-    at: str
-    text: str | None = None
-    attachments: tuple[str, ...] = ()
-    reply_to: str | None = None
-    card: dict[str, Any] | None = None
-
-
-class MessageEdited(msgspec.Struct, frozen=True, tag="message.edited"):
-    message_id: str
-    by: str
-    at: str
-    text: str
-
-
-class MessageDeleted(msgspec.Struct, frozen=True, tag="message.deleted"):
-    message_id: str
-    by: str
-    at: str
-
-
-class MessageReacted(msgspec.Struct, frozen=True, tag="message.reacted"):
-    message_id: str
-    by: str
-    at: str
-    emoji: str
-    on: bool
-
-
-class ReceiptRead(msgspec.Struct, frozen=True, tag="receipt.read"):
-    by: str
-    at: str
-    read_offset: int
-
-
-class ReceiptDelivered(msgspec.Struct, frozen=True, tag="receipt.delivered"):
-    by: str
-    at: str
-    delivered_offset: int
-
-
-class Typing(msgspec.Struct, frozen=True, tag="typing"):
-    """Ephemeral: no offset, never stored."""
-
-    by: str
-    on: bool
-
-
-class ConversationActivity(msgspec.Struct, frozen=True, tag="conversation.activity"):
-    """A hint on `user:<id>`: a conversation of theirs has moved to `offset`."""
-
-    conversation_id: str
-    offset: int
-    event: str
-
-
-ChatEvent = (
-    MemberJoined
-    | MemberLeft
-    | MessagePosted
-    | MessageEdited
-    | MessageDeleted
-    | MessageReacted
-    | ReceiptRead
-    | ReceiptDelivered
+from domain.chat_commands import (
+    COMMANDS,
+    MAX_ATTACHMENTS,
+    MAX_EDITS,
+    MAX_EMOJI,
+    MAX_MEMBERS,
+    MAX_TEXT,
+    MEMBERSHIP,
+    SYSTEM_ONLY,
+    AddMember,
+    Block,
+    Card,
+    Delete,
+    Edit,
+    Leave,
+    Open,
+    React,
+    Receipt,
+    RemoveMember,
+    RevealContacts,
+    Send,
+    Unblock,
+    message_named,
+    parse,
 )
+from domain.chat_events import (
+    ChatEvent,
+    ContactsRevealed,
+    ConversationActivity,
+    MemberBlocked,
+    MemberJoined,
+    MemberLeft,
+    MessageDeleted,
+    MessageEdited,
+    MessagePosted,
+    MessageReacted,
+    MessageRevealed,
+    Original,
+    ReceiptDelivered,
+    ReceiptRead,
+    Typing,
+)
+from domain.chat_members import MAX_DEVICES, Member, change_members, is_blocked, marked, take_receipt
+from domain.chat_state import RECENT, Conversation, RecentMessage, forget_original, keep_original
+from domain.commands import Actor, Command, Reminder
+from domain.errors import Code, Refusal, invalid
+from domain.masking import mask
+from domain.times import rfc3339
+from domain.uploads import needs_of, require_own
 
+__all__ = [
+    "CHAT",
+    "COMMANDS",
+    "MAX_ATTACHMENTS",
+    "MAX_DEVICES",
+    "MAX_EDITS",
+    "MAX_EMOJI",
+    "MAX_MEMBERS",
+    "MAX_TEXT",
+    "RECENT",
+    "ChatEvent",
+    "ChatRules",
+    "ContactsRevealed",
+    "Conversation",
+    "ConversationActivity",
+    "Member",
+    "MemberBlocked",
+    "MemberJoined",
+    "MemberLeft",
+    "MessageDeleted",
+    "MessageEdited",
+    "MessagePosted",
+    "MessageReacted",
+    "MessageRevealed",
+    "ReceiptDelivered",
+    "ReceiptRead",
+    "RecentMessage",
+    "Send",
+    "Typing",
+    "typing",
+]
 
-# --- state -------------------------------------------------------------------------------------------------------
+_SAYING: Final = frozenset({"send", "edit", "react", "member.add"})
+"""What the one whom the other has blocked cannot do in a conversation of two; to add a third would be a way around it."""
 
-
-class Member(msgspec.Struct, frozen=True, array_like=True):
-    """Watermarks of a member; offsets."""
-
-    joined_offset: int
-    read_offset: int = 0
-    delivered_offset: int = 0
-
-
-class RecentMessage(msgspec.Struct, frozen=True, array_like=True):
-    by: str
-    offset: int
-    deleted: bool = False
-
-
-class Conversation(msgspec.Struct):
-    """A conversation as its activation holds it; messages themselves live in the log."""
-
-    id: str
-    version: int = 0
-    epoch: str = ""
-    order_id: str | None = None
-    members: dict[str, Member] = {}
-    recent: dict[str, RecentMessage] = {}
-
-
-_event_decoder = msgspec.json.Decoder(ChatEvent)
 _state_decoder = msgspec.json.Decoder(Conversation)
 _encoder = msgspec.json.Encoder()
 
@@ -210,25 +101,19 @@ class ChatRules:
     """Conversations, as the actor runtime wants an aggregate (`domain.aggregate.Rules`)."""
 
     kind: Final[Kind] = "conversation"
-    schema: Final = 1
+    schema: Final = 2
     snapshot_every: Final = 200
 
     def initial(self, stream_id: str) -> Conversation:
         return Conversation(stream_id)
 
     def parse(self, command: Command) -> Any:
-        shape = COMMANDS.get(command.name)
-        if shape is None:
-            raise invalid("command", "unknown", f"a conversation knows no command {command.name[:64]!r}")
-        try:
-            parsed = msgspec.json.decode(command.payload, type=shape)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
-            raise from_validation(error) from None
-        _check(parsed)
-        return parsed
+        return parse(command)
 
     def needs(self, state: Conversation, actor: Actor, name: str) -> tuple[Need, ...]:
         return ()
+
+    # --- who may ------------------------------------------------------------------------------------------------------
 
     def admit(self, state: Conversation, command: Command, facts: Facts) -> None:
         if command.actor.kind == "system":
@@ -239,17 +124,38 @@ class ChatRules:
             if command.name == "open":
                 raise Refusal(Code.IDEMPOTENCY_MISMATCH, "this id is taken")
             raise Refusal(Code.NOT_FOUND, "there is no such conversation")
-        if command.name in _SYSTEM_ONLY:
-            raise Refusal(Code.FORBIDDEN, "only the platform posts cards")
+        if command.name in SYSTEM_ONLY:
+            raise Refusal(Code.FORBIDDEN, "only the platform does this")
+        if command.name in MEMBERSHIP and state.order_id is not None:
+            raise Refusal(Code.FORBIDDEN, "the members of an order's conversation are those of the order")
+        if command.name in _SAYING and is_blocked(state, command.actor.id):
+            raise Refusal(Code.FORBIDDEN, "the other member has blocked you")
+
+    def may_read(self, state: Conversation, actor: Actor, facts: Facts) -> bool:
+        return actor.id in state.members or actor.kind == "system"
+
+    def may_signal(self, state: Conversation, actor: Actor, name: str) -> bool:
+        return name == "typing" and actor.id in state.members and not is_blocked(state, actor.id)
 
     def needs_of(self, state: Conversation, command: Command, parsed: Any) -> tuple[Need, ...]:
-        wanted = _message_named(parsed)
-        if wanted is None or wanted in state.recent:
-            return ()
-        return (MessageNeed(state.id, wanted),)
+        user = command.actor.id
+        match parsed:
+            case Send() if parsed.reply_to is None and not parsed.attachments:
+                return ()
+            case Open() if command.actor.kind != "system" and state.version == 0:
+                others = [member for member in parsed.member_ids if member != user]
+                own = [BlockNeed(user, other) for other in others] if len(others) == 1 else []
+                return (*(BlockNeed(other, user) for other in others), *own)
+            case AddMember() if command.actor.kind != "system" and parsed.user_id not in state.members:
+                return (AccountNeed(parsed.user_id), BlockNeed(parsed.user_id, user))
+        wanted = message_named(parsed)
+        named = () if wanted is None or wanted in state.recent else (MessageNeed(state.id, wanted),)
+        return (*named, *needs_of(parsed.attachments)) if isinstance(parsed, Send) else named
 
     def touches(self, state: Conversation, command: Command, parsed: Any) -> tuple[str, ...]:
         return ()
+
+    # --- what follows -------------------------------------------------------------------------------------------------
 
     def decide(
         self, state: Conversation, command: Command, parsed: Any, now_ms: int, facts: Facts
@@ -258,60 +164,116 @@ class ChatRules:
         match parsed:
             case Send():
                 self._message(state, parsed.reply_to, facts, "reply_to")
-                return Decision(
-                    [MessagePosted(command.command_id, by, at, parsed.text, parsed.attachments, parsed.reply_to)]
-                )
+                require_own(parsed.attachments, command.actor.id, "chat", facts, "attachments")
+                text, masked, original = _hide(state, parsed.text)
+                posted = MessagePosted(command.command_id, by, at, text, parsed.attachments, parsed.reply_to)
+                if original is not None:
+                    posted = replace(posted, masked=masked, private=original)
+                return Decision([posted])
             case Receipt():
                 return Decision(self._receipt(state, command, parsed, at))
             case Card():
                 return Decision([MessagePosted(command.command_id, by, at, parsed.text, card=parsed.card)])
             case Open():
-                return Decision(self._open(state, command, parsed, at))
+                return Decision(self._open(state, command, parsed, at, facts))
             case Edit():
                 found = self._own(state, command, parsed.message_id, facts)
                 if found.deleted:
                     raise Refusal(Code.CONFLICT, "the message has been deleted")
-                return Decision([MessageEdited(parsed.message_id, by, at, parsed.text)])
+                if found.edits >= MAX_EDITS:
+                    raise Refusal(Code.CONFLICT, f"a message is edited at most {MAX_EDITS} times")
+                text, masked, original = _hide(state, parsed.text)
+                return Decision([MessageEdited(parsed.message_id, by, at, text, masked, private=original)])
             case Delete():
                 found = self._own(state, command, parsed.message_id, facts)
-                return Decision([] if found.deleted else [MessageDeleted(parsed.message_id, by, at)])
+                # A stored state may hold what the message hid: the one of this turn takes its place.
+                deleted: list[ChatEvent] = [] if found.deleted else [MessageDeleted(parsed.message_id, by, at)]
+                return Decision(deleted, snapshot=state.order_id is not None)
             case React():
                 if self._message(state, parsed.message_id, facts, "message_id").deleted:
                     raise Refusal(Code.CONFLICT, "the message has been deleted")
                 return Decision([MessageReacted(parsed.message_id, by, at, parsed.emoji, parsed.on)])
+            case AddMember() | RemoveMember() | Leave():
+                return Decision(self._member(state, command, parsed, at, facts))
+            case Block() | Unblock():
+                return Decision(self._block(state, command, parsed, at))
+            case RevealContacts():
+                return Decision(_reveal(state, by, at))
         raise AssertionError(f"unhandled command {parsed!r}")
 
-    def _open(self, state: Conversation, command: Command, parsed: Open, at: str) -> list[ChatEvent]:
-        by_system = command.actor.kind == "system"
+    def _open(self, state: Conversation, command: Command, parsed: Open, at: str, facts: Facts) -> list[ChatEvent]:
+        by_system, user = command.actor.kind == "system", command.actor.id
         if state.version:
             raise Refusal(Code.IDEMPOTENCY_MISMATCH, "this conversation exists already")
         if parsed.order_id is not None and not by_system:
             raise invalid("order_id", "forbidden", "an order's conversations are made by the order")
-        if not by_system and command.actor.id not in parsed.member_ids:
+        if not by_system and user not in parsed.member_ids:
             raise invalid("member_ids", "invalid", "you must be a member of a conversation that you open")
-        return [
+        if not by_system and any(facts.blocks(member, user) for member in parsed.member_ids):
+            raise Refusal(Code.FORBIDDEN, "somebody whom you name has blocked you")
+        joined = [
             MemberJoined(command.actor.by, at, member, parsed.order_id if n == 0 else None)
             for n, member in enumerate(parsed.member_ids)
         ]
+        blocked = [member for member in parsed.member_ids if not by_system and facts.blocks(user, member)]
+        return [*joined, *(MemberBlocked(command.actor.by, at, member, True) for member in blocked)]
+
+    def _member(
+        self, state: Conversation, command: Command, parsed: AddMember | RemoveMember | Leave, at: str, facts: Facts
+    ) -> list[ChatEvent]:
+        by, user = command.actor.by, command.actor.id
+        named = user if isinstance(parsed, Leave) else parsed.user_id
+        if isinstance(parsed, AddMember) == (named in state.members):
+            return []
+        if isinstance(parsed, AddMember):
+            self._check_add(state, command.actor, named, facts)
+            return [MemberJoined(by, at, named)]
+        if command.actor.kind != "system" and user not in (named, state.opened_by):
+            raise Refusal(Code.FORBIDDEN, "who opened the conversation takes others out of it")
+        return [MemberLeft(by, at, named)]
+
+    def _check_add(self, state: Conversation, actor: Actor, user_id: str, facts: Facts) -> None:
+        if len(state.members) >= MAX_MEMBERS:
+            raise invalid("user_id", "too_many", f"a conversation has at most {MAX_MEMBERS} members")
+        if actor.kind == "system":
+            return
+        if facts.account(user_id) is None:
+            raise invalid("user_id", "unknown", "there is no such user")
+        if facts.blocks(user_id, actor.id):
+            raise Refusal(Code.FORBIDDEN, "this user has blocked you")
+
+    def _block(self, state: Conversation, command: Command, parsed: Block | Unblock, at: str) -> list[ChatEvent]:
+        user, on = command.actor.id, isinstance(parsed, Block)
+        if parsed.user_id == user:
+            raise invalid("user_id", "invalid", "nobody blocks themselves")
+        # Of somebody who is gone there is nothing to be heard: no event, and no fault of who asks.
+        known = user in state.members and parsed.user_id in state.members
+        if not known or on == (parsed.user_id in state.blocks.get(user, ())):
+            return []
+        return [MemberBlocked(command.actor.by, at, parsed.user_id, on)]
 
     def _receipt(self, state: Conversation, command: Command, parsed: Receipt, at: str) -> list[ChatEvent]:
-        member = state.members.get(command.actor.id)
+        user, device, offset = command.actor.id, command.actor.session_id, parsed.offset
+        member = state.members.get(user)
         if member is None:
             raise Refusal(Code.FORBIDDEN, "only members leave receipts")
-        if parsed.offset > state.version:
+        if offset > state.version:
             raise invalid("offset", "invalid", f"the conversation ends at offset {state.version}")
+        read, delivered = (offset, 0) if command.name == "receipt.read" else (0, offset)
+        after = marked(member, device, read=read, delivered=delivered)
+        if after is member:
+            return []
+        own = offset if device else 0
         if command.name == "receipt.read":
-            moved = parsed.offset > member.read_offset
-            return [ReceiptRead(command.actor.id, at, parsed.offset)] if moved else []
-        moved = parsed.offset > member.delivered_offset
-        return [ReceiptDelivered(command.actor.id, at, parsed.offset)] if moved else []
+            return [ReceiptRead(user, at, after.read_offset, device, own)]
+        return [ReceiptDelivered(user, at, after.delivered_offset, device, own)]
 
     def _message(self, state: Conversation, message_id: str | None, facts: Facts, field: str) -> MessageFact:
         if message_id is None:
             return MessageFact("", 0)
         recent = state.recent.get(message_id)
         if recent is not None:
-            return MessageFact(recent.by, recent.offset, recent.deleted)
+            return MessageFact(recent.by, recent.offset, recent.deleted, recent.edits)
         found = facts.message(state.id, message_id)
         if found is None and field == "message_id":
             raise Refusal(Code.NOT_FOUND, "there is no such message in this conversation")
@@ -321,9 +283,11 @@ class ChatRules:
 
     def _own(self, state: Conversation, command: Command, message_id: str, facts: Facts) -> MessageFact:
         found = self._message(state, message_id, facts, "message_id")
-        if found.by != command.actor.by:
+        if found.by != command.actor.by and command.actor.kind != "system":
             raise Refusal(Code.FORBIDDEN, "this message was written by somebody else")
         return found
+
+    # --- what is remembered -------------------------------------------------------------------------------------------
 
     def evolve(self, state: Conversation, event: ChatEvent, offset: int) -> Conversation:
         state.version = offset
@@ -332,31 +296,38 @@ class ChatRules:
                 if len(state.recent) >= RECENT:
                     del state.recent[next(iter(state.recent))]
                 state.recent[event.message_id] = RecentMessage(event.by, offset)
-            case ReceiptRead():
-                member = state.members.get(event.by)
-                if member is not None:
-                    state.members[event.by] = replace(member, read_offset=event.read_offset)
-            case ReceiptDelivered():
-                member = state.members.get(event.by)
-                if member is not None:
-                    state.members[event.by] = replace(member, delivered_offset=event.delivered_offset)
+                if event.private is not None:
+                    keep_original(state, event.message_id, event.private)
+            case ReceiptRead() | ReceiptDelivered():
+                take_receipt(state, event)
+            case MessageEdited():
+                recent = state.recent.get(event.message_id)
+                if recent is not None:
+                    state.recent[event.message_id] = replace(recent, edits=recent.edits + 1)
+                if event.private is not None or event.message_id in state.masked:
+                    keep_original(state, event.message_id, event.private)
             case MessageDeleted():
                 recent = state.recent.get(event.message_id)
                 if recent is not None:
                     state.recent[event.message_id] = replace(recent, deleted=True)
-            case MemberJoined():
-                if offset == 1:
-                    state.order_id = event.order_id
-                    state.epoch = event.at
-                state.members[event.user_id] = Member(offset)
-            case MemberLeft():
-                state.members.pop(event.user_id, None)
-            case MessageEdited() | MessageReacted():
+                forget_original(state, event.message_id)
+            case MemberJoined() | MemberLeft() | MemberBlocked():
+                change_members(state, event, offset)
+            case ContactsRevealed():
+                state.contacts_revealed = True
+                state.masked = {}
+            case MessageReacted() | MessageRevealed():
                 pass
         return state
 
     def fork(self, state: Conversation) -> Conversation:
-        return replace(state, members=dict(state.members), recent=dict(state.recent))
+        return replace(
+            state,
+            members=dict(state.members),
+            recent=dict(state.recent),
+            blocks=dict(state.blocks),
+            masked=dict(state.masked),
+        )
 
     def is_over(self, state: Conversation) -> bool:
         return False
@@ -367,21 +338,18 @@ class ChatRules:
     def epoch(self, state: Conversation) -> str:
         return state.epoch
 
-    def may_read(self, state: Conversation, actor: Actor, facts: Facts) -> bool:
-        return actor.id in state.members or actor.kind == "system"
-
-    def may_signal(self, state: Conversation, actor: Actor, name: str) -> bool:
-        return name == "typing" and actor.id in state.members
-
     def view(self, state: Conversation, actor: Actor, facts: Facts) -> bytes | None:
         if state.version == 0 or not self.may_read(state, actor, facts):
             return None
-        member = state.members.get(actor.id)
+        member = state.members.get(actor.id, Member(0))
         body: dict[str, Any] = {
             "id": state.id,
             "members": list(state.members),
             "offset": state.version,
-            "read_offset": member.read_offset if member else 0,
+            "read_offset": member.read_offset,
+            "delivered_offset": member.delivered_offset,
+            "joined_offset": member.joined_offset,
+            "watermarks": [_watermarks(user, standing) for user, standing in state.members.items()],
         }
         if state.order_id is not None:
             body["order_id"] = state.order_id
@@ -405,18 +373,19 @@ class ChatRules:
             for user, (offset, kind) in told.items()
         ]
 
+    # --- as bytes -----------------------------------------------------------------------------------------------------
+
     def event_type(self, event: ChatEvent) -> str:
         return str(event.__struct_config__.tag)
 
     def encode_event(self, event: ChatEvent) -> bytes:
-        return _encoder.encode(event)
+        return events.encode(event)
 
     def decode_event(self, body: bytes) -> ChatEvent:
-        event: ChatEvent = _event_decoder.decode(body)
-        return event
+        return events.decode(body)
 
     def publication(self, body: bytes) -> bytes:
-        return body
+        return events.public(body)
 
     def encode_state(self, state: Conversation) -> bytes:
         return _encoder.encode(state)
@@ -426,6 +395,33 @@ class ChatRules:
 
 
 CHAT: Final = ChatRules()
+
+
+def _hide(state: Conversation, text: str | None) -> tuple[str | None, tuple[str, ...], Original | None]:
+    """The text as everybody may read it, what is hidden in it, and what it was: until an order reveals contacts."""
+    if text is None or state.order_id is None or state.contacts_revealed:
+        return text, (), None
+    found = mask(text)
+    return (found.text, found.kinds, Original(len(text), text)) if found.kinds else (text, (), None)
+
+
+def _reveal(state: Conversation, by: str, at: str) -> list[ChatEvent]:
+    if state.order_id is None or state.contacts_revealed:
+        return []
+    hidden = [(message_id, original.text) for message_id, original in state.masked.items() if original.text]
+    return [ContactsRevealed(by, at), *(MessageRevealed(message_id, by, at, text) for message_id, text in hidden)]
+
+
+def _watermarks(user: str, member: Member) -> dict[str, Any]:
+    return {
+        "user_id": user,
+        "read_offset": member.read_offset,
+        "delivered_offset": member.delivered_offset,
+        "devices": [
+            {"device": device, "read_offset": read, "delivered_offset": delivered}
+            for device, (read, delivered) in member.devices.items()
+        ],
+    }
 
 
 class TypingPayload(msgspec.Struct, frozen=True):
@@ -439,62 +435,3 @@ def typing(actor: Actor, payload: bytes) -> bytes:
         msgspec.ValidationError, msgspec.DecodeError: the payload is not `{"on": bool}`.
     """
     return _encoder.encode(Typing(actor.id, msgspec.json.decode(payload, type=TypingPayload).on))
-
-
-def _message_named(parsed: Any) -> str | None:
-    match parsed:
-        case Send():
-            return parsed.reply_to
-        case Edit() | Delete() | React():
-            return parsed.message_id
-    return None
-
-
-def _check(parsed: Any) -> None:
-    """What a type cannot say about a payload."""
-    named = _message_named(parsed)
-    if named is not None and not is_uuid(named):
-        field: Literal["reply_to", "message_id"] = "reply_to" if isinstance(parsed, Send) else "message_id"
-        raise invalid(field, "invalid", "a message id is a canonical lower-case UUID")
-    match parsed:
-        case Send():
-            _check_send(parsed)
-        case Edit():
-            _check_text(parsed.text)
-        case React():
-            if not 1 <= len(parsed.emoji) <= MAX_EMOJI:
-                raise invalid("emoji", "invalid", f"an emoji has 1 to {MAX_EMOJI} characters")
-        case Receipt():
-            if parsed.offset < 0:
-                raise invalid("offset", "invalid", "an offset is not negative")
-        case Open():
-            _check_open(parsed)
-
-
-def _check_send(parsed: Send) -> None:
-    if parsed.text is None and not parsed.attachments:
-        raise invalid("text", "missing", "a message has a text or attachments")
-    if parsed.text is not None:
-        _check_text(parsed.text)
-    if len(parsed.attachments) > MAX_ATTACHMENTS:
-        raise invalid("attachments", "too_many", f"a message has at most {MAX_ATTACHMENTS} attachments")
-    for n, upload_id in enumerate(parsed.attachments):
-        if not is_uuid(upload_id):
-            raise invalid(f"attachments[{n}]", "invalid", "an upload id is a canonical lower-case UUID")
-
-
-def _check_text(text: str) -> None:
-    if not text.strip():
-        raise invalid("text", "empty", "a text is not blank")
-    if len(text) > MAX_TEXT:
-        raise invalid("text", "too_long", f"a text has at most {MAX_TEXT} characters; this one has {len(text)}")
-
-
-def _check_open(parsed: Open) -> None:
-    for n, member in enumerate(parsed.member_ids):
-        if not is_uuid(member):
-            raise invalid(f"member_ids[{n}]", "invalid", "a user id is a canonical lower-case UUID")
-    if len(set(parsed.member_ids)) != len(parsed.member_ids):
-        raise invalid("member_ids", "double", "a member is named twice")
-    if not 2 <= len(parsed.member_ids) <= MAX_MEMBERS:
-        raise invalid("member_ids", "invalid", f"a conversation has 2 to {MAX_MEMBERS} members")

@@ -12,6 +12,7 @@ import msgspec
 from domain.channels import Kind, stream_name
 from domain.errors import Refused
 from domain.ids import derived_uuid7, partition_of
+from domain.presence import Move
 
 ActorKind = Literal["user", "system", "psp", "ops"]
 
@@ -86,7 +87,7 @@ class Command(msgspec.Struct, frozen=True, gc=False, tag="command"):
 class Query(msgspec.Struct, frozen=True, gc=False, tag="query"):
     """A question to one stream's activation that changes nothing.
 
-    `attach`: may the actor read, and where does the stream stand? answered by `Attached`.
+    `attach`: may the actor read, where does the stream stand, and what came `after` an offset? answered by `Attached`.
     `view`: the object as the actor may see it; answered by `Viewed`.
     `status`: has `command_id` landed? answered by `Status`.
     `inspect`: how does the activation stand, for operators (actor kind `system` or `ops`)? answered by `Viewed`.
@@ -99,6 +100,7 @@ class Query(msgspec.Struct, frozen=True, gc=False, tag="query"):
     command_id: str = ""
     sent_ms: int = 0
     wait_ms: int = 0
+    after: int | None = None
 
     @property
     def stream(self) -> str:
@@ -141,11 +143,15 @@ class Accepted(msgspec.Struct, frozen=True, gc=False, tag="accepted"):
 
 
 class Attached(msgspec.Struct, frozen=True, gc=False, tag="attached"):
-    """Where a stream stands: `head` is its last committed offset, `owner` the takeover position of who answers."""
+    """Where a stream stands: `head` is its last committed offset, `owner` the takeover position of who answers.
+
+    `events` is everything after the offset that was asked about, if the activation still has all of it; else nothing.
+    """
 
     epoch: str
     head: int
     owner: int
+    events: tuple[Publication, ...] = ()
 
 
 class Viewed(msgspec.Struct, frozen=True, gc=False, tag="viewed"):
@@ -198,6 +204,8 @@ class Delivery(msgspec.Struct, frozen=True, gc=False, array_like=True):
     owner: int
     items: tuple[Publication, ...]
     committed_ms: int = 0
+    moves: tuple[Move, ...] = ()
+    """Clients that have come to the channel, or gone; gateways say it, for themselves and under no takeover."""
 
 
 class Hint(msgspec.Struct, frozen=True, gc=False, array_like=True):

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
+from domain.redaction import redacted
+
 
 class Code(StrEnum):
     """Every code a client can see. `STATUS` gives the HTTP status, `RETRYABLE` whether the same id may be sent again."""
@@ -13,6 +15,8 @@ class Code(StrEnum):
     UNAUTHENTICATED = "unauthenticated"
     TOKEN_EXPIRED = "token_expired"  # noqa: S105 - a code, not a secret
     SESSION_REVOKED = "session_revoked"
+    STEP_UP_REQUIRED = "step_up_required"
+    """The caller is known, and has to prove once more who they are: `current.factor` says by what."""
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
@@ -38,6 +42,7 @@ STATUS: Final[dict[Code, int]] = {
     Code.UNAUTHENTICATED: 401,
     Code.TOKEN_EXPIRED: 401,
     Code.SESSION_REVOKED: 401,
+    Code.STEP_UP_REQUIRED: 401,
     Code.FORBIDDEN: 403,
     Code.NOT_FOUND: 404,
     Code.METHOD_NOT_ALLOWED: 405,
@@ -115,7 +120,10 @@ def invalid(field: str, code: str, message: str) -> Refusal:
 
 
 def from_validation(error: msgspec.ValidationError | msgspec.DecodeError) -> Refusal:
-    """The refusal for input that does not have the shape of its struct; msgspec names the path after ` - at `."""
-    message, _, path = str(error).partition(" - at ")
+    """The refusal for input that does not have the shape of its struct; msgspec names the path after ` - at `.
+
+    Of what it repeats of the input, personal data and secrets are left out.
+    """
+    message, _, path = redacted(str(error)[:1000]).partition(" - at ")
     field = path.strip("`").removeprefix("$").removeprefix(".")
     return invalid(field, "malformed" if not isinstance(error, msgspec.ValidationError) else "invalid", message)

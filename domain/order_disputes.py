@@ -51,7 +51,7 @@ def open_dispute(turn: OrderTurn, wish: OpenDispute) -> None:
         raise turn.conflict(f"milestone {wish.n} can no longer be disputed")
     if wish.amount > limit:
         raise invalid("amount", "too_large", f"{limit} is what can be disputed")
-    event = turn.emit(
+    turn.emit(
         ev.DisputeOpened,
         private=ev.Private(evidence=wish.evidence),
         dispute_id=wish.dispute_id,
@@ -61,7 +61,6 @@ def open_dispute(turn: OrderTurn, wish: OpenDispute) -> None:
         currency=contract.currency,
         reason=wish.reason,
     )
-    turn.tell(event, f"A dispute over milestone {wish.n} was opened; its money is held.")
 
 
 def _known_dispute(turn: OrderTurn, dispute_id: str) -> Dispute:
@@ -76,13 +75,12 @@ def respond_dispute(turn: OrderTurn, answer: RespondDispute) -> None:
     if dispute.status != "open" or dispute.by == turn.side:
         standing = {"id": dispute.id, "status": dispute.status}
         raise turn.conflict("this dispute does not wait for your answer", dispute=standing)
-    event = turn.emit(
+    turn.emit(
         ev.DisputeAnswered,
         private=ev.Private(evidence=answer.evidence),
         dispute_id=dispute.id,
         text=answer.text,
     )
-    turn.tell(event, "The dispute was answered.")
 
 
 def decide_dispute(turn: OrderTurn, ruling: DecideDispute) -> None:
@@ -91,10 +89,10 @@ def decide_dispute(turn: OrderTurn, ruling: DecideDispute) -> None:
         raise turn.conflict("the dispute has been decided", dispute={"id": dispute.id, "status": dispute.status})
     if ruling.to_customer + ruling.to_worker != dispute.amount:
         raise invalid("to_customer", "mismatch", f"the two parts must sum to {dispute.amount}")
-    _decide(turn, dispute, ruling.to_customer, "The dispute was decided.")
+    _decide(turn, dispute, ruling.to_customer)
 
 
-def _decide(turn: OrderTurn, dispute: Dispute, to_customer: int, text: str, auto: bool = False) -> None:
+def _decide(turn: OrderTurn, dispute: Dispute, to_customer: int, auto: bool = False) -> None:
     """Split the disputed amount: out of escrow while it is there, else back from what was released.
 
     In a cancelled order the rest of the milestone's escrow goes back to the customer.
@@ -112,7 +110,7 @@ def _decide(turn: OrderTurn, dispute: Dispute, to_customer: int, text: str, auto
         entries.append(
             ledger.refund_after_release(n, turn.worker_id, state.customer_id, to_customer, contract.currency, *rates)
         )
-    event = turn.emit(
+    turn.emit(
         ev.DisputeDecided,
         private=ev.Private(ledger=tuple(entries)),
         dispute_id=dispute.id,
@@ -122,7 +120,6 @@ def _decide(turn: OrderTurn, dispute: Dispute, to_customer: int, text: str, auto
         currency=contract.currency,
         auto=auto,
     )
-    turn.tell(event, text)
 
 
 def dispute_default(turn: OrderTurn, which: DisputeRef) -> None:
@@ -135,10 +132,10 @@ def dispute_default(turn: OrderTurn, which: DisputeRef) -> None:
         raise turn.conflict("the dispute was answered", dispute={"id": dispute.id, "status": dispute.status})
     if unheard(turn.state, f"respond:{dispute.id}", f"respond_nudge:{dispute.id}"):
         grace_ms = turn.policy.unheard_extension_ms
-        extend(turn, f"respond:{dispute.id}", grace_ms, "There is more time to answer the dispute.")
+        extend(turn, f"respond:{dispute.id}", grace_ms)
         return
     to_customer = dispute.amount if dispute.by == "customer" else 0
-    _decide(turn, dispute, to_customer, "The dispute was not answered in time: who opened it is right.", auto=True)
+    _decide(turn, dispute, to_customer, auto=True)
 
 
 def escrow_expiring(turn: OrderTurn, which: MilestoneRef) -> None:
@@ -152,17 +149,16 @@ def escrow_expiring(turn: OrderTurn, which: MilestoneRef) -> None:
     if contract is None or state.escrow(which.n) == 0:
         raise turn.conflict(f"nothing is held for milestone {which.n}")
     for dispute in [d for d in state.disputes if d.n == which.n and d.status != "decided"]:
-        _decide(turn, dispute, dispute.amount, "The money could not be held any longer: it goes back.", auto=True)
+        _decide(turn, dispute, dispute.amount, auto=True)
     left = turn.state.escrow(which.n)
     if left:
         entries = refunds(turn, which.n, left, contract.currency, rail_of(state, which.n))
-        event = turn.emit(
+        turn.emit(
             ev.EscrowReturned,
             private=ev.Private(ledger=tuple(entries)),
             milestone=which.n,
             amount=left,
             currency=contract.currency,
         )
-        turn.tell(event, f"The money for milestone {which.n} could not be held any longer: it goes back.")
     if not state.begun and state.state in ("funded", "scheduled", "en_route"):
         call_off(turn, "escrow_expiring")

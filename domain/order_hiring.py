@@ -42,6 +42,7 @@ def publish(turn: OrderTurn, _: Nothing) -> None:
     open_orders = turn.facts.open_orders(state.customer_id)
     if open_orders >= policy.open_orders_max:
         raise turn.conflict(f"{open_orders} orders are open, and {policy.open_orders_max} is the limit")
+    turn.one_more_open()  # others may be opened in this very moment: the commit counts again
     turn.emit(ev.Published, to="open")
 
 
@@ -56,6 +57,8 @@ def has_live_quote(state: OrderState, role: Role, actor_id: str) -> bool:
 
 def submit_quote(turn: OrderTurn, offer: SubmitQuote) -> None:
     state, worker_id = turn.state, turn.actor_id
+    _not_blocked(turn, worker_id)
+    _vouched_for(turn, worker_id)
     _in_reach(turn, worker_id)
     _well_formed(turn, offer)
     own = state.quotes_of(worker_id)
@@ -66,8 +69,10 @@ def submit_quote(turn: OrderTurn, offer: SubmitQuote) -> None:
         raise turn.conflict(f"{len(live)} quotes are active, and that is the limit")
     conversation_id = conversation_of(state, worker_id)
     lines = tuple(line.line() for line in offer.milestones)
-    total = sum(line.amount for line in lines)
-    event = turn.emit(
+    if not own:
+        members = [state.customer_id, worker_id]
+        turn.conversation(conversation_id, "open", {"member_ids": members, "order_id": state.id})
+    turn.emit(
         ev.QuoteSubmitted,
         private=ev.Private(
             quote_id=offer.quote_id,
@@ -80,11 +85,20 @@ def submit_quote(turn: OrderTurn, offer: SubmitQuote) -> None:
             valid_until=None if offer.valid_until is None else epoch_ms(offer.valid_until),
         ),
     )
-    if not own:
-        members = [state.customer_id, worker_id]
-        turn.conversation(conversation_id, "open", {"member_ids": members, "order_id": state.id})
-    text = "A quote was revised." if active else "A quote was submitted."
-    turn.card(worker_id, event, text, quote_id=offer.quote_id, rev=offer.rev, total=total, currency=offer.currency)
+
+
+def _not_blocked(turn: OrderTurn, worker_id: str) -> None:
+    """A quote opens a conversation of the two: none begins between people of whom one has blocked the other."""
+    customer_id = turn.state.customer_id
+    if turn.facts.blocks(customer_id, worker_id):
+        raise Refusal(Code.FORBIDDEN, "the customer has blocked you")
+    if turn.facts.blocks(worker_id, customer_id):
+        raise Refusal(Code.FORBIDDEN, "you have blocked the customer")
+
+
+def _vouched_for(turn: OrderTurn, worker_id: str) -> None:
+    if (what := turn.lacking(worker_id, turn.now)) is not None:
+        raise Refusal(Code.FORBIDDEN, f"quotes in this category need a document that is approved: {what}")
 
 
 def _in_reach(turn: OrderTurn, worker_id: str) -> None:
@@ -137,14 +151,12 @@ def _live_quote(turn: OrderTurn, quote_id: str) -> Quote:
 
 def withdraw_quote(turn: OrderTurn, which: QuoteRef) -> None:
     quote = _live_quote(turn, which.quote_id)
-    event = turn.emit(ev.QuoteWithdrawn, private=ev.Private(quote_id=quote.id, worker_id=quote.worker_id))
-    turn.card(quote.worker_id, event, "The quote was withdrawn.", quote_id=quote.id)
+    turn.emit(ev.QuoteWithdrawn, private=ev.Private(quote_id=quote.id, worker_id=quote.worker_id))
 
 
 def reject_quote(turn: OrderTurn, which: QuoteRef) -> None:
     quote = _live_quote(turn, which.quote_id)
-    event = turn.emit(ev.QuoteRejected, private=ev.Private(quote_id=quote.id, worker_id=quote.worker_id))
-    turn.card(quote.worker_id, event, "The quote was declined.", quote_id=quote.id)
+    turn.emit(ev.QuoteRejected, private=ev.Private(quote_id=quote.id, worker_id=quote.worker_id))
 
 
 def accept_quote(turn: OrderTurn, choice: AcceptQuote) -> None:
@@ -157,7 +169,9 @@ def accept_quote(turn: OrderTurn, choice: AcceptQuote) -> None:
         )
     if quote.valid_until is not None and quote.valid_until <= turn.now:
         raise turn.conflict("the quote has expired", quote={"id": quote.id, "status": "expired"})
-    event = turn.emit(
+    if (what := turn.lacking(quote.worker_id, turn.now)) is not None:
+        raise turn.conflict(f"the worker has no document any more that is approved: {what}", quote={"id": quote.id})
+    turn.emit(
         ev.Awarded,
         to="awarded",
         cancellation_policy=policy.cancellation_policy,
@@ -171,21 +185,16 @@ def accept_quote(turn: OrderTurn, choice: AcceptQuote) -> None:
             vat_bp=policy.commission_vat_bp,
         ),
     )
-    turn.tell(
-        event, "The quote was accepted.", quote_id=quote.id, rev=quote.rev, total=quote.total, currency=quote.currency
-    )
 
 
 def reopen(turn: OrderTurn, reason: str, striker_id: str, withdrawn: str = "") -> None:
     """Back to `open` from an unpaid award: parked quotes count again, who let it fail gets a strike."""
-    worker_id = turn.worker_id
-    event = turn.emit(
+    turn.emit(
         ev.Reopened,
         to="open",
         reason=reason,
         private=ev.Private(worker_id=striker_id, strikes=1, quote_id=withdrawn),
     )
-    turn.card(worker_id, event, "The award has ended; the order is open again.")
 
 
 def deposit_timeout(turn: OrderTurn, _: Nothing) -> None:
@@ -198,13 +207,10 @@ def deposit_timeout(turn: OrderTurn, _: Nothing) -> None:
     graces = due.extensions if due is not None else 0
     waiting = any(p.status == "processing" and not p.awaited for p in state.payments)
     if waiting and graces < policy.deposit_graces_max:
-        extend(turn, "deposit_due", policy.deposit_grace_ms, "The payment is still being processed: it is waited for.")
+        extend(turn, "deposit_due", policy.deposit_grace_ms)
         return
     reopen(turn, "deposit_timeout", state.customer_id)
 
 
 def expire(turn: OrderTurn, _: Nothing) -> None:
-    workers = [q.worker_id for q in turn.state.quotes if q.status == "submitted"]
-    event = turn.emit(ev.Expired, to="expired")
-    for worker_id in workers:
-        turn.card(worker_id, event, "The order has expired.")
+    turn.emit(ev.Expired, to="expired")

@@ -40,7 +40,7 @@ def start_payment(turn: OrderTurn, wish: StartPayment) -> None:
         raise turn.conflict("too many attempts to pay")
     contract = state.contract
     assert contract is not None
-    event = turn.emit(
+    turn.emit(
         ev.PaymentStarted,
         payment_id=wish.payment_id,
         milestone=wish.milestone,
@@ -48,7 +48,6 @@ def start_payment(turn: OrderTurn, wish: StartPayment) -> None:
         amount=milestone.amount,
         currency=contract.currency,
     )
-    turn.tell(event, "The customer has started a payment.")
 
 
 def _known_payment(turn: OrderTurn, payment_id: str) -> Payment:
@@ -82,7 +81,8 @@ def _fund(turn: OrderTurn, payment: Payment, psp_event_id: str) -> None:
     private = ev.Private(psp_event_id=psp_event_id, ledger=(entry,))
     deadline = rfc3339(turn.now + turn.policy.rail_hold_ms)
     if state.state == "awarded":
-        event = turn.emit(
+        turn.conversation(turn.hired_conversation, "contacts.reveal", {})
+        turn.emit(
             ev.Funded,
             to="funded",
             private=private,
@@ -92,10 +92,9 @@ def _fund(turn: OrderTurn, payment: Payment, psp_event_id: str) -> None:
             currency=payment.currency,
             escrow_deadline=deadline,
         )
-        turn.tell(event, "The deposit is held in escrow.")
         return
     active = state.state == "in_progress" and not any(m.status in AT_WORK for m in state.milestones)
-    event = turn.emit(
+    turn.emit(
         ev.MilestoneFunded,
         private=private,
         payment_id=payment.id,
@@ -105,7 +104,6 @@ def _fund(turn: OrderTurn, payment: Payment, psp_event_id: str) -> None:
         active=active,
         escrow_deadline=deadline,
     )
-    turn.tell(event, f"The money for milestone {n} is held in escrow.")
 
 
 def _give_back(turn: OrderTurn, payment: Payment, psp_event_id: str) -> None:
@@ -142,14 +140,13 @@ def deposit_failed(turn: OrderTurn, news: DepositFailed) -> None:
     state, payment = turn.state, _known_payment(turn, news.payment_id)
     if payment.status != "processing" or news.psp_event_id in state.psp_events:
         return
-    event = turn.emit(
+    turn.emit(
         ev.PaymentFailed,
         private=ev.Private(psp_event_id=news.psp_event_id),
         payment_id=payment.id,
         milestone=payment.milestone,
         reason=news.reason,
     )
-    turn.tell(event, "A payment has failed.")
     failed = [p for p in turn.state.payments if p.status == "failed" and p.milestone == 1]
     if turn.state.state == "awarded" and len(failed) >= turn.policy.deposit_attempts_max:
         reopen(turn, "deposit_failed", state.customer_id)
@@ -225,15 +222,11 @@ def cancel(turn: OrderTurn, wish: Cancel) -> None:
 
 def _cancel_quote(turn: OrderTurn) -> None:
     quote = next(q for q in turn.state.quotes_of(turn.actor_id) if q.status == "submitted")
-    event = turn.emit(ev.QuoteWithdrawn, private=ev.Private(quote_id=quote.id, worker_id=quote.worker_id))
-    turn.card(quote.worker_id, event, "The quote was withdrawn.", quote_id=quote.id)
+    turn.emit(ev.QuoteWithdrawn, private=ev.Private(quote_id=quote.id, worker_id=quote.worker_id))
 
 
 def _cancel_unpaid(turn: OrderTurn, wish: Cancel) -> None:
-    concerned = [q.worker_id for q in turn.state.quotes if q.status in ("submitted", "accepted")]
-    event = turn.emit(ev.Cancelled, to="cancelled", side=turn.role, reason=wish.reason)
-    for worker_id in concerned:
-        turn.card(worker_id, event, "The order was cancelled.")
+    turn.emit(ev.Cancelled, to="cancelled", side=turn.role, reason=wish.reason)
 
 
 def fee_bp(turn: OrderTurn) -> int:
@@ -271,7 +264,7 @@ def _cancel_paid(turn: OrderTurn, wish: Cancel) -> None:
         entries += refunds(turn, milestone.n, held - part, contract.currency, rail_of(state, milestone.n))
         fee, refunded = fee + part, refunded + held - part
     private = ev.Private(ledger=tuple(entries), worker_id=turn.worker_id, strikes=_strikes(turn))
-    event = turn.emit(
+    turn.emit(
         ev.Cancelled,
         to="cancelled",
         private=private,
@@ -281,7 +274,6 @@ def _cancel_paid(turn: OrderTurn, wish: Cancel) -> None:
         fee=fee,
         currency=contract.currency,
     )
-    turn.tell(event, "The order was cancelled.")
     for n in sorted(begun):
         if turn.state.escrow(n) and not turn.state.held_on(n):
             _dispute_over(turn, n, wish.reason)
@@ -290,7 +282,7 @@ def _cancel_paid(turn: OrderTurn, wish: Cancel) -> None:
 def _dispute_over(turn: OrderTurn, n: int, reason: str) -> None:
     contract = turn.state.contract
     assert contract is not None
-    event = turn.emit(
+    turn.emit(
         ev.DisputeOpened,
         dispute_id=turn.derived_id(f"cancel:{n}"),
         side=turn.side,
@@ -299,7 +291,6 @@ def _dispute_over(turn: OrderTurn, n: int, reason: str) -> None:
         currency=contract.currency,
         reason=reason or "cancelled while the work was going on",
     )
-    turn.tell(event, f"The money of milestone {n} is held until its split is decided.")
 
 
 def payouts_confirmed(turn: OrderTurn, news: PspEvent) -> None:
@@ -309,10 +300,7 @@ def payouts_confirmed(turn: OrderTurn, news: PspEvent) -> None:
         raise turn.conflict("a dispute holds money of this order", Code.HOLD, holds=list(state.holds))
     owed = -state.books.balance(ledger.payable_account(turn.worker_id))
     entries = ledger.payout(turn.worker_id, state.rail, owed, contract.currency) if owed > 0 else []
-    event = turn.emit(
-        ev.Settled, to="settled", private=ev.Private(psp_event_id=news.psp_event_id, ledger=tuple(entries))
-    )
-    turn.tell(event, "The payout has been made.")
+    turn.emit(ev.Settled, to="settled", private=ev.Private(psp_event_id=news.psp_event_id, ledger=tuple(entries)))
 
 
 def close(turn: OrderTurn, _: object) -> None:

@@ -15,7 +15,6 @@ def nudge(turn: OrderTurn, which: Nudge) -> None:
     turn.emit(ev.Nudged, reminder=name, concerns=concerned(turn.state, name))
 
 
-def extend(turn: OrderTurn, name: str, by_ms: int, text: str) -> None:
+def extend(turn: OrderTurn, name: str, by_ms: int) -> None:
     """Put the timer off until so much later than now."""
-    event = turn.emit(ev.Extended, reminder=name, until=rfc3339(turn.now + by_ms))
-    turn.tell(event, text)
+    turn.emit(ev.Extended, reminder=name, until=rfc3339(turn.now + by_ms))

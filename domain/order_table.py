@@ -229,6 +229,10 @@ CLIENT_COMMANDS: Final = frozenset(r.command for r in TABLE if r.listed and r.wh
 """What clients may send as commands. `create` and `start_payment` have routes of their own."""
 
 
+OPS_COMMANDS: Final = frozenset(r.command for r in TABLE if "ops" in r.who)
+"""What an order lets operators command: their acts are written down."""
+
+
 def client_name(command: str) -> str:
     """The name under which a client's command is looked up: what has a route of its own is no command to clients."""
     row = ROWS.get(command)

@@ -8,15 +8,17 @@ import msgspec
 from msgspec.structs import replace
 
 from domain import order_events as ev
-from domain.aggregate import Decision, Facts
+from domain.aggregate import Account, Decision, Facts, Opening
 from domain.commands import SYSTEM, Command
 from domain.errors import Code, Refusal, Refused
 from domain.ids import derived_uuid7
+from domain.order_cards import cards
 from domain.order_evolve import evolve
 from domain.order_schedule import schedule
 from domain.order_state import ON_THE_WAY, OrderState, Role, Side
 from domain.policy import Policy
 from domain.times import rfc3339
+from domain.verification import Kind, missing
 
 CLAIMING = frozenset({"confirmed", "en_route", "arrived", "checked_in"})
 """Visits that take up the worker's calendar."""
@@ -48,6 +50,7 @@ class OrderTurn:
         self._events: list[ev.AnyEvent] = []
         self._related: list[Command] = []
         self._refusal: Refused | None = None
+        self._opening: Opening | None = None
 
     @property
     def side(self) -> Side:
@@ -58,22 +61,32 @@ class OrderTurn:
         return self.command.actor.id
 
     @property
+    def hired_conversation(self) -> str:
+        """The customer's conversation with the hired worker."""
+        return self.state.quotes_of(self.worker_id)[0].conversation_id
+
+    @property
     def worker_id(self) -> str:
         """The hired worker; only asked for in states that have one."""
         worker_id = self.state.worker_id
         assert worker_id is not None
         return worker_id
 
+    def lacking(self, worker_id: str, at_ms: int) -> Kind | None:
+        """What the category asks of a worker and this one has not, or not until then."""
+        account = self.facts.account(worker_id) or Account(worker_id, ())
+        return missing(self.state.category, account.identity_until, account.licences, self.policy, at_ms)
+
     def decision(self) -> Decision[ev.AnyEvent]:
         """What follows from the command. Keys are claimed and released by what visits hold before and after it."""
         before, after = held_keys(self._start, self.policy), held_keys(self.state, self.policy)
         claims, releases = tuple(sorted(after - before)), tuple(sorted(before - after))
-        return Decision(self._events, self._related, claims, releases, self._refusal)
+        return Decision(self._events, self._related, claims, releases, self._refusal, opening=self._opening)
 
     def emit(
         self, kind: Callable[..., ev.AnyEvent], to: str | None = None, private: ev.Private | None = None, **fields: Any
     ) -> ev.AnyEvent:
-        """Add an event that leads to the state `to` (or leaves it), with the timers that it starts, and make it true."""
+        """Add an event that leads to the state `to` (or leaves it), with its timers and its cards, and make it true."""
         masked = getattr(kind, "masks_by", False) and self.command.actor.kind == "user"
         event = kind(
             by=self.role.replace("bidder", "worker") if masked else self.command.actor.by,
@@ -87,13 +100,16 @@ class OrderTurn:
         if due:
             event = replace(event, private=replace(event.private or ev.Private(), due=due))
         event = ev.sealed(event, self.state.hash)
-        self.state = evolve(self.state, event)
+        before, self.state = self.state, evolve(self.state, event)
         self._events.append(event)
+        for card in cards(event, before, self.state):
+            self.conversation(card.conversation_id, "card", {"card": card.data, "text": card.text})
         return event
 
     def conversation(self, conversation_id: str, name: str, payload: dict[str, Any]) -> None:
         """Send a command to a conversation of this order, in the same turn."""
-        seed = f"{self.command.command_id}:{conversation_id}:{len(self._related)}"
+        # A refused command's id may come again: what tells its turns apart is the version that they began with.
+        seed = f"{self.command.command_id}:{self._start.version}:{conversation_id}:{len(self._related)}"
         self._related.append(
             Command(
                 kind="conversation",
@@ -105,17 +121,9 @@ class OrderTurn:
             )
         )
 
-    def card(self, worker_id: str, event: ev.AnyEvent, text: str, **known: Any) -> None:
-        """Post what happened into the customer's conversation with that worker; `known` is for these two alone."""
-        quote = next(iter(self.state.quotes_of(worker_id)), None)
-        if quote is not None:
-            card = {**ev.public_fields(event), "order_id": self.state.id, "state": event.state, **known}
-            self.conversation(quote.conversation_id, "card", {"card": card, "text": text})
-
-    def tell(self, event: ev.AnyEvent, text: str, **known: Any) -> None:
-        """Post a card into the conversation with the hired worker."""
-        if self.state.worker_id is not None:
-            self.card(self.state.worker_id, event, text, **known)
+    def one_more_open(self) -> None:
+        """The order enters state `open` by this turn, if its commit finds that the customer may have one more."""
+        self._opening = Opening(self.state.customer_id, self.policy.open_orders_max)
 
     def refuse_after(self, refused: Refused) -> None:
         """Commit the events so far and then refuse: a wrong try that must not be forgotten."""

@@ -3,6 +3,7 @@
 from typing import Any
 
 from domain import payments as ledger
+from domain.access import OPERATORS
 from domain.aggregate import Facts
 from domain.commands import Actor
 from domain.geo import cell_centre
@@ -30,7 +31,7 @@ def role_of(state: OrderState, actor: Actor, facts: Facts) -> Role | None:
     roles = account.roles if account is not None else ()
     if any(q.worker_id == actor.id for q in state.quotes):
         return "bidder"
-    if "ops" in roles or "admin" in roles:
+    if not OPERATORS.isdisjoint(roles):
         return "ops"
     return "bidder" if "worker" in roles and state.state == "open" else None
 

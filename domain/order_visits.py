@@ -58,8 +58,7 @@ def propose_slot(turn: OrderTurn, wish: ProposeSlot) -> None:
     if start < turn.now + notice - policy.slot_clock_slack_ms:
         raise invalid("start", "too_soon", f"a slot begins {notice // 60_000} minutes from now or later")
     _within_escrow(turn, end)
-    event = turn.emit(ev.SlotProposed, visit_id=wish.visit_id, start=rfc3339(start), end=rfc3339(end), side=turn.side)
-    turn.tell(event, "A time for the visit was proposed.")
+    turn.emit(ev.SlotProposed, visit_id=wish.visit_id, start=rfc3339(start), end=rfc3339(end), side=turn.side)
 
 
 def _within_escrow(turn: OrderTurn, end: int) -> None:
@@ -81,10 +80,12 @@ def confirm_slot(turn: OrderTurn, which: VisitRef) -> None:
     if visit.end <= turn.now:
         raise invalid("visit_id", "past", "the slot is over")
     _within_escrow(turn, visit.end)
+    if (what := turn.lacking(turn.worker_id, visit.start)) is not None:
+        raise turn.conflict(f"the worker has no document that is approved until then: {what}", visit={"id": visit.id})
     replaced = state.visit_in("confirmed")
     if replaced is not None and state.reschedules.get(visit.proposed_by, 0) >= policy.reschedules_max:
         raise turn.conflict(f"each side may reschedule {policy.reschedules_max} times")
-    event = turn.emit(
+    turn.emit(
         ev.SlotConfirmed,
         to="in_progress" if state.visit_in("checked_in") else "scheduled",
         private=ev.Private(code=turn.secret_digits(visit.id)),
@@ -93,7 +94,6 @@ def confirm_slot(turn: OrderTurn, which: VisitRef) -> None:
         end=rfc3339(visit.end),
         replaces=replaced.id if replaced else None,
     )
-    turn.tell(event, "The time of the visit is confirmed.")
 
 
 def _judge_fix(turn: OrderTurn, fix: FixInput) -> None:
@@ -124,21 +124,18 @@ def start_trip(turn: OrderTurn, wish: OnVisit) -> None:
         raise turn.conflict(f"a trip to this visit may start from {window}")
     if wish.fix is not None:
         _judge_fix(turn, wish.fix)
-    event = turn.emit(ev.TripStarted, to="en_route", visit_id=visit.id)
-    turn.tell(event, "The worker is on the way.")
+    turn.emit(ev.TripStarted, to="en_route", visit_id=visit.id)
 
 
 def abort_trip(turn: OrderTurn, wish: OnVisit) -> None:
     visit = _known_visit(turn, wish.visit_id, *ON_THE_WAY)
-    event = turn.emit(ev.TripAborted, to="scheduled", visit_id=visit.id, reason=wish.reason)
-    turn.tell(event, "The trip was broken off.")
+    turn.emit(ev.TripAborted, to="scheduled", visit_id=visit.id, reason=wish.reason)
 
 
 def arrived(turn: OrderTurn, wish: OnVisit) -> None:
     visit = _known_visit(turn, wish.visit_id, "en_route")
     _near(turn, wish.fix, turn.policy.arrived_within_m)
-    event = turn.emit(ev.Arrived, visit_id=visit.id)
-    turn.tell(event, "The worker has arrived.")
+    turn.emit(ev.Arrived, visit_id=visit.id)
 
 
 def check_in(turn: OrderTurn, wish: CheckIn) -> None:
@@ -181,9 +178,7 @@ def _enter(turn: OrderTurn, visit: Visit) -> None:
     begins = None
     if not any(m.status in ("active", "submitted", "changes_requested") for m in state.milestones):
         begins = next((m.n for m in state.milestones if m.status not in FINISHED and m.status == "funded"), None)
-    event = turn.emit(ev.CheckedIn, to="in_progress", visit_id=visit.id, milestone=begins)
-    if visit.status in ON_THE_WAY:
-        turn.tell(event, "The worker has checked in.")
+    turn.emit(ev.CheckedIn, to="in_progress", visit_id=visit.id, milestone=begins)
 
 
 def visit_missed(state: OrderState, role: Role, actor_id: str) -> bool:
@@ -201,17 +196,15 @@ def worker_no_show(turn: OrderTurn, which: VisitRef) -> None:
     missed_at = due.times[0] if due is not None and due.times else visit.end + turn.policy.no_show_ms
     if turn.role == "customer" and turn.now < missed_at:
         raise turn.conflict(f"the worker may still come until {rfc3339(missed_at)}")
-    event = turn.emit(
+    turn.emit(
         ev.WorkerNoShow,
         to="in_progress" if state.begun else "funded",
         visit_id=visit.id,
         private=ev.Private(worker_id=turn.worker_id, strikes=1),
     )
-    turn.tell(event, "The worker did not come.")
 
 
 def check_out(turn: OrderTurn, wish: OnVisit) -> None:
     visit = _known_visit(turn, wish.visit_id, "checked_in")
     later = turn.state.visit_in("confirmed") is not None
-    event = turn.emit(ev.CheckedOut, to="scheduled" if later else "in_progress", visit_id=visit.id)
-    turn.tell(event, "The worker has checked out.")
+    turn.emit(ev.CheckedOut, to="scheduled" if later else "in_progress", visit_id=visit.id)

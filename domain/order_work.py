@@ -66,22 +66,20 @@ def _enough_photos(turn: OrderTurn, photos: tuple[str, ...]) -> None:
 def submit_milestone(turn: OrderTurn, work: SubmitMilestone) -> None:
     milestone = _milestone(turn, work.n, *WORKABLE)
     _enough_photos(turn, work.photos)
-    event = turn.emit(
+    turn.emit(
         ev.MilestoneSubmitted,
         milestone=work.n,
         submission_no=milestone.submission_no + 1,
         photos=work.photos,
         note=work.note,
     )
-    turn.tell(event, f"Milestone {work.n} was submitted.")
 
 
 def approve_milestone(turn: OrderTurn, which: MilestoneRef) -> None:
     milestone = _milestone(turn, which.n, "submitted")
     refuse_held(turn, which.n)
     entries = releases(turn.state, which.n, turn.state.escrow(which.n))
-    event = turn.emit(ev.MilestoneApproved, milestone=milestone.n, private=ev.Private(ledger=entries))
-    turn.tell(event, f"Milestone {which.n} was approved.")
+    turn.emit(ev.MilestoneApproved, milestone=milestone.n, private=ev.Private(ledger=entries))
 
 
 def auto_approve_milestone(turn: OrderTurn, which: Submission) -> None:
@@ -95,11 +93,10 @@ def auto_approve_milestone(turn: OrderTurn, which: Submission) -> None:
         raise turn.conflict(f"submission {milestone.submission_no} is the one to be judged")
     refuse_held(turn, which.n)
     if unheard(state, "review", "review_nudge"):
-        extend(turn, "review", turn.policy.unheard_extension_ms, "There is more time for the review.")
+        extend(turn, "review", turn.policy.unheard_extension_ms)
         return
     entries = releases(state, which.n, state.escrow(which.n))
-    event = turn.emit(ev.MilestoneApproved, milestone=which.n, auto=True, private=ev.Private(ledger=entries))
-    turn.tell(event, f"Milestone {which.n} was approved: nobody objected in time.")
+    turn.emit(ev.MilestoneApproved, milestone=which.n, auto=True, private=ev.Private(ledger=entries))
 
 
 def request_changes(turn: OrderTurn, wish: RequestChanges) -> None:
@@ -108,15 +105,14 @@ def request_changes(turn: OrderTurn, wish: RequestChanges) -> None:
     finished = turn.state.state == "work_submitted"
     if milestone.rounds >= policy.change_rounds_max or (finished and turn.state.reworks >= policy.reworks_max):
         raise turn.conflict("no more rounds of changes; open a dispute instead")
-    event = turn.emit(ev.ChangesRequested, to="in_progress", milestone=wish.n, items=wish.items)
-    turn.tell(event, f"Changes to milestone {wish.n} were requested.")
+    turn.emit(ev.ChangesRequested, to="in_progress", milestone=wish.n, items=wish.items)
 
 
 def submit_completion(turn: OrderTurn, work: SubmitCompletion) -> None:
     last = turn.state.milestones[-1]
     if last.status in WORKABLE:
         _enough_photos(turn, work.photos)
-    event = turn.emit(
+    turn.emit(
         ev.WorkSubmitted,
         to="work_submitted",
         milestone=last.n,
@@ -124,7 +120,6 @@ def submit_completion(turn: OrderTurn, work: SubmitCompletion) -> None:
         photos=work.photos or last.photos,
         note=work.note or last.note,
     )
-    turn.tell(event, "The work was submitted as complete.")
 
 
 def approve_completion(turn: OrderTurn, _: Nothing) -> None:
@@ -138,11 +133,10 @@ def approve_completion(turn: OrderTurn, _: Nothing) -> None:
         refuse_held(turn, milestone.n)
         entries += releases(state, milestone.n, state.escrow(milestone.n))
     if auto and unheard(state, "final_auto_approve", "final_nudge"):
-        extend(turn, "final_auto_approve", turn.policy.unheard_extension_ms, "There is more time for the approval.")
+        extend(turn, "final_auto_approve", turn.policy.unheard_extension_ms)
         return
     private = ev.Private(ledger=tuple(entries))
-    event = turn.emit(ev.Approved, to="approved", milestone=last.n, auto=auto, private=private)
-    turn.tell(event, "The work was approved: nobody objected in time." if auto else "The work was approved.")
+    turn.emit(ev.Approved, to="approved", milestone=last.n, auto=auto, private=private)
 
 
 def propose_change(turn: OrderTurn, wish: ProposeChange) -> None:
@@ -156,14 +150,13 @@ def propose_change(turn: OrderTurn, wish: ProposeChange) -> None:
         raise turn.conflict(f"the contract is at revision {contract.rev}", contract_rev=contract.rev)
     lines = tuple(line.line() for line in wish.milestones)
     plan_of(state, lines)
-    event = turn.emit(
+    turn.emit(
         ev.ChangeProposed,
         change_id=wish.change_id,
         side=turn.side,
         contract_rev=contract.rev,
         milestones=lines,
     )
-    turn.tell(event, "A change of the contract was proposed.")
 
 
 def plan_of(state: OrderState, lines: tuple[Line, ...]) -> tuple[Milestone, ...]:
@@ -226,7 +219,7 @@ def accept_change(turn: OrderTurn, which: ChangeRef) -> None:
         if old is not None and old.status != "planned" and old.amount > new.amount:
             rail = rail_of(state, new.n)
             entries += refunds(turn, new.n, old.amount - new.amount, contract.currency, rail)
-    event = turn.emit(
+    turn.emit(
         ev.ChangeAccepted,
         change_id=change.id,
         contract_rev=contract.rev + 1,
@@ -235,7 +228,6 @@ def accept_change(turn: OrderTurn, which: ChangeRef) -> None:
         plan=plan,
         private=ev.Private(ledger=tuple(entries)),
     )
-    turn.tell(event, "The change of the contract was accepted.")
 
 
 def rate(turn: OrderTurn, opinion: Rate) -> None:
@@ -252,7 +244,4 @@ def rate(turn: OrderTurn, opinion: Rate) -> None:
             ev.Revealed(by=parties[other], to=parties[turn.side], stars=first.stars, text=first.text),
             ev.Revealed(by=parties[turn.side], to=parties[other], stars=opinion.stars, text=opinion.text),
         )
-    event = turn.emit(
-        ev.Rated, side=turn.side, ratings=shown, private=ev.Private(stars=opinion.stars, text=opinion.text)
-    )
-    turn.tell(event, "Both have rated." if shown else f"The {turn.side} has left a rating.")
+    turn.emit(ev.Rated, side=turn.side, ratings=shown, private=ev.Private(stars=opinion.stars, text=opinion.text))

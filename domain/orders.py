@@ -5,11 +5,11 @@ from typing import Any, Final
 import msgspec
 
 from domain import order_events as ev
-from domain.aggregate import AccountNeed, Decision, Facts, Need, OpenOrdersNeed
+from domain.aggregate import AccountNeed, BlockNeed, Decision, Facts, Need, OpenOrdersNeed
 from domain.channels import Kind, stream_name
 from domain.commands import Actor, Command, Reminder
 from domain.errors import Code, Refusal, invalid
-from domain.order_commands import Create, Malformed, QuoteRef, parse_payload, wrong
+from domain.order_commands import AcceptQuote, Create, Malformed, QuoteRef, parse_payload, wrong
 from domain.order_evolve import evolve
 from domain.order_state import OrderState, Role, conversation_of
 from domain.order_table import PLANNED, ROWS, TERMINAL, Row, allowed_commands
@@ -19,6 +19,7 @@ from domain.order_views import project, role_of
 from domain.policy import DEFAULT_POLICY, Policy
 from domain.ports import Position
 from domain.tracking import Track, follow
+from domain.uploads import needs_of, require_own
 
 ABOUT_QUOTES = (ev.Awarded, ev.Reopened, ev.Funded, ev.Cancelled, ev.Expired)
 """Events that change how everybody's quotes stand."""
@@ -118,11 +119,26 @@ class OrderRules:
 
     def needs_of(self, state: OrderState, command: Command, parsed: Any) -> tuple[Need, ...]:
         actor_id = command.actor.id
+        uploads = needs_of((*getattr(parsed, "photos", ()), *getattr(parsed, "evidence", ())))
         if command.name == "publish":
             return (OpenOrdersNeed(state.customer_id),)
         if isinstance(parsed, Create) and parsed.publish:
-            return (OpenOrdersNeed(actor_id),)
-        return (AccountNeed(actor_id),) if command.name == "submit_quote" else ()
+            return (OpenOrdersNeed(actor_id), *uploads)
+        if command.name == "submit_quote":
+            customer_id = state.customer_id
+            return (AccountNeed(actor_id), BlockNeed(customer_id, actor_id), BlockNeed(actor_id, customer_id))
+        return (*uploads, *self._hired(state, command, parsed))
+
+    def _hired(self, state: OrderState, command: Command, parsed: Any) -> tuple[Need, ...]:
+        """The worker who is to be hired or to come, where the category asks who they are."""
+        wanted = self.policy.category(state.category)
+        if not wanted.verified and not wanted.licence:
+            return ()
+        if isinstance(parsed, AcceptQuote) and (quote := state.quote(parsed.quote_id)) is not None:
+            return (AccountNeed(quote.worker_id),)
+        if command.name == "confirm_slot" and state.worker_id is not None:
+            return (AccountNeed(state.worker_id),)
+        return ()
 
     def touches(self, state: OrderState, command: Command, parsed: Any) -> tuple[str, ...]:
         ids = {conversation_of(state, w) for w in _card_readers(state, command, parsed)}
@@ -142,6 +158,8 @@ class OrderRules:
 
         self._check(state, command, parsed, row, role, allowed(state))
         assert row is not None
+        require_own(getattr(parsed, "photos", ()), command.actor.id, "photo", facts, "photos")
+        require_own(getattr(parsed, "evidence", ()), command.actor.id, "evidence", facts, "evidence")
         turn = OrderTurn(state, command, role, now_ms, facts, self.policy, self._pepper, allowed)
         row.decide(turn, parsed)
         return turn.decision()

@@ -13,6 +13,10 @@ class CategoryPolicy(msgspec.Struct, frozen=True):
     """What one category of work asks for beyond the general rules. Zero photos and no verification are the default."""
 
     photos_per_milestone: int = 0
+    verified: bool = False
+    """Whether only workers quote and are hired whose identity operations have seen."""
+    licence: bool = False
+    """The same with a licence for the category, which is still good when a visit begins."""
     slot_notice_ms: int | None = None
     """Overrides `Policy.slot_notice_ms`; 0 for urgent work."""
 

@@ -5,8 +5,12 @@ from typing import Any, Protocol
 
 import msgspec
 
-from domain.aggregate import Facts, Need, WorkerProfile
+from domain.acts import Act
+from domain.aggregate import Facts, Need, Opening, WorkerProfile
 from domain.commands import Answer, Command, Compare, Query, Reminder, Signal
+from domain.places import Seen
+from domain.presence import Heard, Present
+from domain.search import Wanted
 
 
 class Clock(Protocol):
@@ -62,7 +66,8 @@ class Turn(msgspec.Struct):
     """What one command changes, all or nothing, in one partition.
 
     `reminders` are set (one of the same stream and name is replaced), those named in `done` (stream, name) are removed.
-    Where turns of one commit disagree the later one wins. A turn may hold snapshots only.
+    Where turns of one commit disagree the later one wins. A turn may hold snapshots only. A turn with an `opening` is left
+    out, its streams stale, where the customer would have more open orders than that, whoever opens others meanwhile.
     """
 
     partition: int
@@ -72,6 +77,7 @@ class Turn(msgspec.Struct):
     releases: tuple[str, ...] = ()
     reminders: list[Reminder] = []
     done: list[tuple[str, str]] = []
+    opening: Opening | None = None
 
 
 class Committed(msgspec.Struct):
@@ -293,6 +299,9 @@ class User(msgspec.Struct, frozen=True):
     worker: WorkerProfile | None = None
     rating_sum: int = 0
     rating_count: int = 0
+    identity_until: int = 0
+    """Until when operations vouch for who they are; each skill's licence is in `licences`."""
+    licences: dict[str, int] = {}
 
 
 class Accounts(Protocol):
@@ -302,14 +311,18 @@ class Accounts(Protocol):
         """The user of a verified phone and whether they are new; one user per phone under any race."""
         ...
 
+    async def locale_of(self, phone: str) -> str | None:
+        """The locale of a phone's account. It costs the same whether or not there is one."""
+        ...
+
     async def get(self, user_ids: Sequence[str]) -> dict[str, User]: ...
     async def update(self, user_id: str, *, name: str | None, locale: str | None, avatar: str | None) -> User: ...
     async def become_worker(self, user_id: str, profile: WorkerProfile) -> User:
         """Set the worker profile; adds the role `worker`."""
         ...
 
-    async def grant(self, user_id: str, role: str) -> User:
-        """Add a role such as `ops`; for operators."""
+    async def grant(self, user_id: str, role: str, act: Act | None = None) -> User:
+        """Add a role such as `ops`; for operators. `act` goes into the audit log with it, or neither happens."""
         ...
 
 
@@ -320,7 +333,11 @@ class Device(msgspec.Struct, frozen=True):
 
 
 class DeviceSession(msgspec.Struct, frozen=True):
-    """One login on one device: its id is the tokens' `sid`, and the family of its refresh tokens."""
+    """One login on one device: its id is the tokens' `sid`, and the family of its refresh tokens.
+
+    `confirmed_at`: when a one-time code was last given on it, 0 for never; `second_factor_at` the same of a second factor.
+    `device_key_id`: the device key that opened it. `locale` and `roles` are the user's, where it is looked up by its id.
+    """
 
     id: str
     user_id: str
@@ -328,6 +345,16 @@ class DeviceSession(msgspec.Struct, frozen=True):
     created_at: int
     last_seen_at: int
     revoked_at: int | None = None
+    seen: Seen = Seen()
+    confirmed_at: int = 0
+    second_factor_at: int = 0
+    device_key_id: str | None = None
+    locale: str = ""
+    roles: tuple[str, ...] = ()
+
+
+Judge = Callable[[DeviceSession], DeviceSession]
+"""Whether a session may go on: raises `Refusal`, or gives the session as it is to be stored. Pure: it may be asked twice."""
 
 
 class SessionSource(Protocol):
@@ -337,35 +364,61 @@ class SessionSource(Protocol):
 
 
 class Sessions(SessionSource, Protocol):
-    """Device sessions and their refresh tokens. Only hashes of tokens are stored."""
+    """Device sessions and their refresh tokens. Only hashes of tokens are stored.
 
-    async def open(self, session: DeviceSession, refresh_hash: bytes, expires_at: int) -> None: ...
+    An `act` that is given goes into the audit log in the same transaction: both happen, or neither.
+    """
+
+    async def open(self, session: DeviceSession, refresh_hash: bytes, expires_at: int, act: Act | None = None) -> None:
+        """Store a new session and its first refresh token.
+
+        Raises:
+            Refusal: `unauthenticated` where the device key that opens it is not there any more; looked up in the same
+                transaction.
+        """
+        ...
+
+    async def of_refresh(self, refresh_hash: bytes) -> DeviceSession | None:
+        """The session that this refresh token, spent or not, belongs to; nothing is changed."""
+        ...
 
     async def rotate(
-        self, spent_hash: bytes, new_hash: bytes, new_token_sealed: bytes, now_ms: int, expires_at: int, grace_ms: int
+        self,
+        spent_hash: bytes,
+        new_hash: bytes,
+        new_token_sealed: bytes,
+        now_ms: int,
+        expires_at: int,
+        grace_ms: int,
+        judge: Judge | None = None,
+        reused: Act | None = None,
     ) -> tuple[DeviceSession, bytes | None]:
         """Spend a refresh token and store its successor, atomically.
 
+        `judge` is asked while nobody else can change the session, also within the grace, but not about a token that is
+        reused. What it refuses changes nothing: the token can still be spent.
+
         Within `grace_ms` after it was spent the same token gives the same pair, as long as the successor has not been
         used: the second item is then the sealed successor stored the first time (else None). Otherwise it is being
-        reused: the session is revoked.
+        reused: the session is revoked, and `reused` is written down in the name of its user.
 
         Raises:
             Refusal: `unauthenticated` for an unknown or expired token, `session_revoked` for a revoked session or reuse,
-                then with the session's id as `current`, so that its sockets can be closed.
+                then with the session's id as `current`, so that its sockets can be closed; and what `judge` raises.
         """
         ...
 
     async def list_of(self, user_id: str) -> list[DeviceSession]: ...
-    async def revoke(self, session_ids: Sequence[str], now_ms: int) -> None: ...
+    async def revoke(self, session_ids: Sequence[str], now_ms: int, act: Act | None = None) -> None: ...
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who an access token speaks for. `expires_at` is Unix milliseconds."""
+    """Who an access token speaks for. `expires_at` is Unix milliseconds; `locale` is the account's of some seconds ago."""
 
     user_id: str
     session_id: str
     expires_at: int
+    locale: str = ""
 
 
 class TokenVerifier(Protocol):
@@ -374,6 +427,14 @@ class TokenVerifier(Protocol):
 
         Raises:
             Refusal: `unauthenticated`, `token_expired` or `session_revoked`.
+        """
+        ...
+
+    async def check_session(self, session_id: str) -> None:
+        """Return if the device session still lives, whatever became of the token that it was opened with.
+
+        Raises:
+            Refusal: `session_revoked`.
         """
         ...
 
@@ -404,6 +465,19 @@ class OtpStore(Protocol):
         ...
 
 
+class TicketStore(Protocol):
+    """Tickets that were issued and not used. Atomic under any race. Raises `StoreUnavailable`: then none is let through.
+
+    A store that has forgotten everything lets none through either.
+    """
+
+    async def issue(self, ticket_id: str, ttl_s: int) -> None: ...
+
+    async def spend(self, ticket_id: str) -> bool:
+        """True once, within `ttl_s` of its issue."""
+        ...
+
+
 class RateLimiter(Protocol):
     async def hit(self, key: str, limit: int, window_s: int) -> float | None:
         """Count one; None when within the limit, else the seconds until the next is allowed."""
@@ -427,7 +501,11 @@ class ConversationRow(msgspec.Struct, frozen=True):
 
 
 class MessageRow(msgspec.Struct, frozen=True):
-    """A message with its edits applied. `data` is its publication JSON as posted; deleted ones have no text."""
+    """A message with its edits applied. `data` is its publication JSON as posted; deleted ones have no text.
+
+    `text` is what every member may read. Where contact details are `masked` in it (their kinds), `original` is for its
+    author alone.
+    """
 
     offset: int
     data: bytes
@@ -435,6 +513,18 @@ class MessageRow(msgspec.Struct, frozen=True):
     edited_at: int | None = None
     deleted_at: int | None = None
     reactions: dict[str, tuple[str, ...]] = {}
+    masked: tuple[str, ...] = ()
+    original: str | None = None
+
+
+class MessageVersion(msgspec.Struct, frozen=True):
+    """What a message said from `at` (Unix ms) on; `original` as in `MessageRow`."""
+
+    offset: int
+    at: int
+    by: str
+    text: str | None
+    original: str | None = None
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -467,6 +557,18 @@ class ReadModels(Protocol):
         self, conversation_id: str, *, before: int | None, after: int | None, limit: int
     ) -> tuple[list[MessageRow], int | None]:
         """Messages newest first before an offset (or from the end), or oldest first after one; and where to go on."""
+        ...
+
+    async def history(self, conversation_id: str, message_id: str) -> list[MessageVersion] | None:
+        """Everything that the message ever said, oldest first; nothing once it is deleted, None where there is none."""
+        ...
+
+    async def unread(self, conversation_id: str, user_id: str, after: int) -> int:
+        """How many messages other people have posted after an offset. Deleted ones and the platform's cards do not count."""
+        ...
+
+    async def contacts(self, user_id: str, others: Sequence[str]) -> frozenset[str]:
+        """Those of the others who are members of a conversation of which the user is one, and have not blocked the user."""
         ...
 
     async def orders(self, user_id: str, role: str, state: str | None, cursor: str | None, limit: int) -> Page:
@@ -532,6 +634,57 @@ class NoMetrics:
     def observe(self, name: str, value: float) -> None: ...
 
 
+# --- presence ----------------------------------------------------------------------------------------------------
+
+
+class Buried(msgspec.Struct, frozen=True):
+    """What a gateway that is over had said: who is taken off which channel with it. `more`: there is more to be buried."""
+
+    gateway: str = ""
+    gone: dict[str, tuple[Present, ...]] = {}
+    more: bool = False
+
+
+class PresenceStore(Protocol):
+    """Who is on which channel, said by each gateway for its own clients. It may forget everything at any moment.
+
+    A gateway speaks under a name that it uses once. When it has not beaten for 30 s, what it said counts no more; then
+    anybody may bury it, and from then on the name means nothing: its gateway enters under a fresh one and says all again.
+    All times are by the store's clock. Every method may raise `StoreUnavailable`: then it may or may not have happened, and
+    doing it again is harmless.
+    """
+
+    async def enter(self, gateway: str) -> None:
+        """The gateway is there, and has said nothing yet."""
+        ...
+
+    async def beat(self, gateway: str) -> bool:
+        """The gateway lives. False: the name is not known, or no longer; nothing that was said under it counts."""
+        ...
+
+    async def say(
+        self, gateway: str, here: Mapping[str, Sequence[Present]], gone: Mapping[str, int] | None = None
+    ) -> bool:
+        """Who is now on these channels at this gateway, instead of what was said of them before; all or nothing.
+
+        On those in `gone` nobody is any more, since so many milliseconds: on a user's channel that is remembered as last
+        seen, for 30 days, unless later is known. False: the name is not known; nothing was changed.
+        """
+        ...
+
+    async def leave(self, gateway: str) -> None:
+        """The gateway goes in good order: nobody is there by it any more, and all were last seen now."""
+        ...
+
+    async def bury(self, limit: int = 500) -> Buried:
+        """Take off about `limit` channels of one gateway that is over; their users were last seen when it beat last."""
+        ...
+
+    async def read(self, channels: Sequence[str]) -> list[Heard]:
+        """What every gateway has said of each channel, in one step."""
+        ...
+
+
 # --- making tokens -----------------------------------------------------------------------------------------------
 
 
@@ -543,6 +696,10 @@ class TokenIssuer(Protocol):
 
         Equal arguments give an equal token while the key is the same: a repeated refresh answers with the same pair.
         """
+        ...
+
+    def ticket(self, user_id: str, session_id: str, ticket_id: str, now_ms: int, ttl_s: int) -> str:
+        """A signed ticket (`domain.tickets`) of this id. No access token, and nothing that REST accepts."""
         ...
 
     def refresh(self) -> str:
@@ -561,4 +718,100 @@ class TokenIssuer(Protocol):
 
     def jwks(self) -> dict[str, Any]:
         """The public keys as a JWK set (RFC 7517), the current and those still accepted."""
+        ...
+
+
+# --- content -----------------------------------------------------------------------------------------------------
+
+
+class ObjectStore(Protocol):
+    """Contents by name: 32 hexadecimal digits that the platform makes, never a client. Raises `StoreUnavailable`."""
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Durable on return; whoever reads meanwhile gets the whole of the old content or the whole of the new one."""
+        ...
+
+    async def get(self, name: str) -> bytes | None: ...
+
+    async def remove(self, name: str) -> None:
+        """Gone on return; harmless where it is gone already."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+# --- searching, blocking, muting ---------------------------------------------------------------------------------
+
+
+class MessageSearch(Protocol):
+    """Finds messages of one conversation by what they say now; nothing of it is written when a message is sent."""
+
+    async def find(self, conversation_id: str, wanted: Wanted, cursor: str | None, limit: int) -> Page:
+        """`MessageRow`s that hold all that is wanted, newest first.
+
+        A page may hold fewer than `limit` and still have a cursor: a search does a bounded amount of work, and the next
+        page goes on where it ended. What was committed before the call is found, except texts that were changed in
+        a conversation of which thousands of events have never been searched. Deleted messages are never found.
+
+        Raises:
+            Refusal: `invalid` for a cursor that no page has given out.
+            StoreUnavailable.
+        """
+        ...
+
+
+class Block(msgspec.Struct, frozen=True):
+    """Whether the blocker has blocked the other one, and since when (Unix ms); no two changes of a pair have one time."""
+
+    blocker_id: str
+    blocked_id: str
+    active: bool
+    at: int
+
+
+class Blocks(Protocol):
+    """Who has blocked whom. Durable on return; reads see every earlier write. Every method may raise `StoreUnavailable`."""
+
+    async def block(self, blocker_id: str, blocked_id: str, now_ms: int) -> Block:
+        """Block, or the block that stands already; its time is then that of the first."""
+        ...
+
+    async def unblock(self, blocker_id: str, blocked_id: str, now_ms: int) -> Block | None:
+        """End the block, or the block that was ended before; None where there never was one."""
+        ...
+
+    async def renew(self, known: Block, now_ms: int) -> Block:
+        """The pair as it stands. Where it has come to be the contrary of what is known, with a new time.
+
+        Whoever has told others what they know, late perhaps, asks this and tells them the answer, under its new time.
+        """
+        ...
+
+    async def list_of(self, blocker_id: str, cursor: str | None, limit: int) -> Page:
+        """Active `Block`s, latest first."""
+        ...
+
+    async def among(self, user_ids: Sequence[str]) -> frozenset[tuple[str, str]]:
+        """(blocker, blocked) of every active block between any two of these users."""
+        ...
+
+    async def shared(self, user_id: str, other_id: str, *, alone: bool) -> list[str]:
+        """The conversations that have both as members; `alone`: and nobody else."""
+        ...
+
+
+class Mutes(Protocol):
+    """Which conversations a member does not want to be notified of; known to that member alone.
+
+    `until_ms` is Unix milliseconds, 0 for ever. Every method may raise `StoreUnavailable`.
+    """
+
+    async def mute(self, conversation_id: str, user_id: str, until_ms: int) -> None: ...
+    async def unmute(self, conversation_id: str, user_id: str) -> None: ...
+    async def of(self, user_id: str, conversation_ids: Sequence[str], now_ms: int) -> dict[str, int]:
+        """`until_ms` of those that the user has muted and that are muted now."""
+        ...
+
+    async def muted(self, conversation_id: str, user_ids: Sequence[str], now_ms: int) -> frozenset[str]:
+        """Those of the users who have the conversation muted now: nothing is to be pushed to them."""
         ...

@@ -47,6 +47,29 @@ class ReactToMessage(msgspec.Struct, frozen=True):
     on: bool
 
 
+class AddMember(msgspec.Struct, frozen=True):
+    """Make a user a member. Any member may, except in an order's conversations. `id` is that of this write."""
+
+    conversation_id: str
+    id: str
+    user_id: str
+
+
+class RemoveMember(msgspec.Struct, frozen=True):
+    """Take a member out; for who opened the conversation."""
+
+    conversation_id: str
+    id: str
+    user_id: str
+
+
+class LeaveConversation(msgspec.Struct, frozen=True):
+    """Be a member no more; nothing of the conversation can be read afterwards."""
+
+    conversation_id: str
+    id: str
+
+
 class SetReceipt(msgspec.Struct, frozen=True):
     """Everything up to `offset` was read, or has reached a device. Watermarks only ever move forward."""
 
@@ -62,6 +85,12 @@ class OrderCommand(msgspec.Struct, frozen=True, omit_defaults=True):
     command_id: str
     expected_version: int | None = None
     payload: dict[str, Any] = {}
+
+
+class PresenceRequest(msgspec.Struct, frozen=True):
+    """Who of these users is online? At most 100."""
+
+    user_ids: tuple[str, ...]
 
 
 class SyncRequest(msgspec.Struct, frozen=True):
@@ -122,6 +151,31 @@ class SyncResult(msgspec.Struct, frozen=True):
     orders: tuple[OrderHead, ...]
 
 
+class DevicePresence(msgspec.Struct, frozen=True):
+    """A device that is connected, and since when."""
+
+    device: str
+    since: str
+
+
+class UserPresence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Whether a user is online, and on which devices. `last_seen_at` only while they are not, and where it is remembered.
+
+    Of a user with whom the caller shares no conversation: offline, and nothing more.
+    """
+
+    user_id: str
+    online: bool
+    devices: tuple[DevicePresence, ...]
+    last_seen_at: str | None = None
+
+
+class PresenceList(msgspec.Struct, frozen=True):
+    """The users in the order in which they were asked for."""
+
+    users: tuple[UserPresence, ...]
+
+
 class WriteStatus(msgspec.Struct, frozen=True, omit_defaults=True):
     """Whether the write has landed, and at which offset."""
 
@@ -134,9 +188,13 @@ RPC_METHODS: Final[dict[str, tuple[type[msgspec.Struct], type[msgspec.Struct]]]]
     "message.edit": (EditMessage, Written),
     "message.delete": (DeleteMessage, Written),
     "message.react": (ReactToMessage, Written),
+    "member.add": (AddMember, Written),
+    "member.remove": (RemoveMember, Written),
+    "conversation.leave": (LeaveConversation, Written),
     "receipt.read": (SetReceipt, ReceiptSet),
     "receipt.delivered": (SetReceipt, ReceiptSet),
     "order.command": (OrderCommand, OrderCommandResult),
+    "presence.get": (PresenceRequest, PresenceList),
     "sync": (SyncRequest, SyncResult),
     "write.status": (WriteStatusRequest, WriteStatus),
 }

@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final, Protocol
 
 from domain.channels import stream_partition
-from domain.commands import Attached, Compare, Compared, Query
+from domain.commands import Actor, Attached, Compare, Compared, Query
 from domain.errors import RETRYABLE, Code, Refusal
 from domain.ports import BrokerUnavailable, Router, StoreUnavailable, TokenVerifier
 from gateway import codes
@@ -35,7 +35,7 @@ class Guest(Protocol):
     """A connection whose device session may have been revoked while nothing was heard."""
 
     @property
-    def token(self) -> str: ...
+    def actor(self) -> Actor: ...
     @property
     def authenticated(self) -> bool: ...
     def disconnect(self, why: Disconnect) -> None: ...
@@ -96,7 +96,7 @@ class Auditor:
         while guests:
             guest = guests.popleft()
             try:
-                await self._verifier.verify(guest.token)
+                await self._verifier.check_session(guest.actor.session_id)
             except Refusal as refusal:
                 if refusal.code is Code.SESSION_REVOKED:
                     guest.disconnect(codes.SESSION_REVOKED)
@@ -170,7 +170,13 @@ class Auditor:
         return True
 
     def recheck(self, channel: HubChannel) -> None:
-        """Somebody may have lost the right to listen: ask, and have everybody who is behind catch up."""
+        """Somebody may have lost the right to listen: ask, and have everybody who is behind catch up.
+
+        An order's followers get nothing until the answer is in.
+        """
+        if channel.name.startswith("order:"):
+            for cursor in channel.cursors:
+                cursor.hold()
         self._spawn(self._recheck(channel))
 
     async def _recheck(self, channel: HubChannel) -> None:
@@ -189,9 +195,14 @@ class Auditor:
         while not cursor.gone:
             try:
                 answer = await self._router.ask(query, self._settings.ask_timeout_s)
-                if isinstance(answer, Attached):
-                    channel.attached(answer)
-                return True
+                if not isinstance(answer, Attached):
+                    return True
+                self._hub.attached(channel, answer)
+                if answer.head >= cursor.position:
+                    cursor.authorised_at = max(cursor.authorised_at, answer.head)
+                    if cursor.held and not cursor.gone:
+                        self._hub.go_on(channel, cursor)
+                    return True
             except Refusal as refusal:
                 if refusal.code not in RETRYABLE:
                     cursor.sink.expelled(cursor)

@@ -30,11 +30,11 @@ METHOD_NOT_FOUND: Final = ErrorCode(104, "method not found")
 ALREADY_SUBSCRIBED: Final = ErrorCode(105, "already subscribed")
 """The connection follows the channel already."""
 LIMIT_EXCEEDED: Final = ErrorCode(106, "limit exceeded")
-"""Too many subscriptions on this connection; drop some."""
+"""Too many subscriptions on this connection; drop some. For `presence`: too many clients to name; ask how many."""
 BAD_REQUEST: Final = ErrorCode(107, "bad request")
 """The parameters have no meaning; do not repeat."""
 NOT_AVAILABLE: Final = ErrorCode(108, "not available")
-"""This server does not offer it (presence, tokens for channels)."""
+"""This server does not offer it (tokens for channels; presence where it has no Redis)."""
 TOKEN_EXPIRED: Final = ErrorCode(109, "token expired")
 """Get a fresh access token and connect again; the SDKs call `getToken`."""
 TOO_MANY_REQUESTS: Final = ErrorCode(111, "too many requests", True)
@@ -66,13 +66,15 @@ SLOW: Final = Disconnect(3008, "slow")
 INSUFFICIENT_STATE: Final = Disconnect(3010, "insufficient state")
 """The gateway could not read what the client misses; reconnect and recover."""
 NO_PONG: Final = Disconnect(3012, "no pong")
-"""No answer to a ping; reconnect."""
+"""No answer to a ping for 10 s, in which the client took nothing or had nothing left to take; reconnect."""
 INVALID_TOKEN: Final = Disconnect(3500, "invalid token")
 """The token is not one of ours; log in again."""
 BAD_FRAME: Final = Disconnect(3501, "bad request")
 """Not the protocol: malformed frames or commands out of order. A bug of the client; do not reconnect."""
 STALE: Final = Disconnect(3502, "stale")
 """No `connect` command in time."""
+CONNECTION_LIMIT: Final = Disconnect(3504, "connection limit")
+"""The user has more connections than one gateway holds for one user, and this was the oldest; do not reconnect."""
 DRAINING: Final = Disconnect(4001, "draining")
 """The gateway is being replaced; reconnect with jitter, to another one."""
 SESSION_REVOKED: Final = Disconnect(4500, "session_revoked")

@@ -6,26 +6,49 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-from domain.commands import Actor, Attached, Query, Signal
+from domain.commands import Actor, Answer, Attached, Command, Query, Signal
 from domain.errors import RETRYABLE, Code, Refusal
 from domain.ports import BrokerUnavailable, ConversationRow, StoreUnavailable
+from domain.presence import Present
 from domain.wire import ConversationHead, OrderHead, SyncResult
-from gateway import codes, protocol, rpc
+from gateway import attendance, codes, protocol, rpc
+from gateway.codec import JSON, Codec
 from gateway.codes import Disconnect
 from gateway.hub import HubChannel
 from gateway.outbound import Outbound
-from gateway.recovery import Cursor, Event, first_page, may_recover
-from gateway.session import AnyWork, Ask, Attach, Close, Detach, Effect, History, Session, Sync, Verify
-from gateway.switchboard import Switchboard
+from gateway.progress import Taken
+from gateway.publication import Event, Publication
+from gateway.recovery import Cursor, first_page, may_recover
+from gateway.session import (
+    AnyWork,
+    Ask,
+    Attach,
+    Attend,
+    Close,
+    Detach,
+    Effect,
+    History,
+    Session,
+    Sync,
+    Verify,
+    Whereabouts,
+)
+from gateway.switchboard import Switchboard, notice
 
 log = logging.getLogger("renoveasy.gateway")
 
 
 class Transport(Protocol):
-    """The socket: `write` one text frame while `writable`; when it is again, `Connection.flush` is called."""
+    """The socket: `write` one frame while `writable`; when it is again, `Connection.flush` is called."""
 
     @property
     def writable(self) -> bool: ...
+    @property
+    def ip(self) -> str:
+        """The client's address, as `domain.places.network_of` writes it."""
+        ...
+
+    def taken(self) -> Taken: ...
     def write(self, frame: bytes) -> None: ...
     def close(self, code: int, reason: str) -> None: ...
     def pause_reading(self) -> None: ...
@@ -35,23 +58,26 @@ class Transport(Protocol):
 class Connection:
     """A transport and its session. Implements `recovery.Sink` for the hub and `switchboard.Peer` for the gateway."""
 
-    __slots__ = ("_board", "_dirty", "_lagging", "_out", "_paused", "_pump", "_room", "_session", "_transport", "due_key",
-                 "token")  # fmt: skip
+    __slots__ = (
+        "_board", "_codec", "_dirty", "_lagging", "_out", "_paused", "_pump", "_room", "_session", "_slow",
+        "_transport", "due_key", "present",
+    )  # fmt: skip
 
-    def __init__(self, board: Switchboard, transport: Transport) -> None:
+    def __init__(self, board: Switchboard, transport: Transport, codec: Codec = JSON, key: str = "") -> None:
         settings = board.settings
         self._board = board
         self._transport = transport
-        self._session = Session(settings, board.new_id(), board.clock.monotonic_s())
+        self._codec = codec
+        self._session = Session(settings, board.new_id(), board.clock.monotonic_s(), codec, key)
         self._out = Outbound(settings.outbound_bytes, settings.outbound_frames)
         self._lagging: deque[Cursor] | None = None
         self._pump: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._dirty = False
         self._paused = False
+        self._slow = False
         self.due_key = 0
-        self.token = ""
-        """The access token that was verified last, to be verified again after revocations may have been missed."""
+        self.present: Present | None = None
         board.peers.add(self)
         board.schedule(self)
 
@@ -70,12 +96,21 @@ class Connection:
         return self._session.open
 
     @property
+    def hands_over(self) -> bool:
+        return self._session.hands_over
+
+    @property
+    def following(self) -> int:
+        """How many subscriptions stand or are being made."""
+        return self._session.following
+
+    @property
     def busy(self) -> bool:
         """Whether commands are under way, or replies still wait to be written."""
         return not self._session.closed and (self._session.in_flight > 0 or len(self._out) > 0)
 
     def tick(self, now_s: float) -> None:
-        self._perform(self._session.tick(now_s))
+        self._perform(self._session.tick(now_s, self._transport.taken()))
         if not self._session.closed:
             self._board.schedule(self)
 
@@ -111,7 +146,7 @@ class Connection:
         out, transport = self._out, self._transport
         target = self._board.settings.frame_target_bytes
         while len(out) and transport.writable:
-            transport.write(out.take(target))
+            transport.write(out.take(target, self._codec.separator))
             self._board.counts["gateway_frames_out"] += 1
         if self._room is not None and out.low and not self._room.done():
             self._room.set_result(None)
@@ -132,23 +167,42 @@ class Connection:
         if session.identity is not None:
             board.unregister(self)
             board.hub.unfollow_user(session.identity.user_id, self)
+            board.hub.departed(self)
         if self._room is not None and not self._room.done():
             self._room.set_result(None)
 
     # --- Sink ----------------------------------------------------------------------------------------------------
 
-    def offer(self, frame: bytes) -> bool:
-        taken = self._out.offer(frame)
+    def offer(self, event: Event) -> bool:
+        taken = self._out.offer(self._codec.push(event))
         if taken and not self._dirty:
             self._dirty = True
             self._board.dirty(self)
+        if not taken and not self._slow:
+            self._slow = True
+            self.state(notice(self.actor.id, "session.lagging"), "flow")
         return taken
 
-    def ephemeral(self, frame: bytes) -> None:
-        self.offer(frame)
+    def state(self, publication: Publication, key: object) -> None:
+        if self._out.put(key, self._codec.push(publication)):
+            self._queued()
+        else:
+            self._board.counts["gateway_states_dropped"] += 1
 
-    def hint(self, frame: bytes) -> None:
-        self._push(frame)
+    def moved(self, moved: attendance.Moved) -> None:
+        if self._out.put(moved.key, moved.encoded(self._codec)):
+            self._queued()
+        else:
+            self._board.counts["gateway_states_dropped"] += 1
+
+    def hint(self, publication: Publication, key: object = None) -> None:
+        item = self._codec.push(publication)
+        if key is None or self._transport.writable:
+            self._push(item)
+        elif self._out.put(key, item, kept=True):
+            self._queued()
+        elif not self._session.closed:
+            self.disconnect(codes.SLOW)
 
     def expelled(self, cursor: Cursor) -> None:
         self._board.hub.leave(cursor)
@@ -227,9 +281,8 @@ class Connection:
     async def _do(self, work: AnyWork) -> list[Effect]:
         match work:
             case Ask():
-                answer = await self._board.router.ask(work.request, self._board.settings.ask_timeout_s)
-                shaped = {"data": rpc.result(work.method, answer)}
-                return self._session.succeeded(work, protocol.reply(work.command_id, "rpc", shaped))
+                answer = await self._ask(work.request)
+                return self._session.answered(work, "rpc", protocol.RpcResult(rpc.result(work.method, answer)))
             case Attach():
                 return await self._attach(work)
             case Verify():
@@ -237,10 +290,20 @@ class Connection:
             case History():
                 return await self._history(work)
             case Sync():
-                shaped = {"data": await self._sync()}
-                return self._session.succeeded(work, protocol.reply(work.command_id, "rpc", shaped))
+                return self._session.answered(work, "rpc", protocol.RpcResult(await self._sync()))
+            case Attend():
+                return await self._attend(work)
+            case Whereabouts():
+                return await self._whereabouts(work)
             case Detach():
                 raise TypeError("unsubscribing needs nobody else")
+
+    async def _ask(self, request: Command | Query) -> Answer:
+        board, timeout_s = self._board, self._board.settings.ask_timeout_s
+        if board.ops_acts is None:
+            return await board.router.ask(request, timeout_s)
+        async with board.ops_acts.written(request, self._transport.ip):
+            return await board.router.ask(request, timeout_s)
 
     async def _verify(self, work: Verify) -> list[Effect]:
         board, session = self._board, self._session
@@ -252,13 +315,16 @@ class Connection:
             if session.closed:
                 board.hub.unfollow_user(identity.user_id, self)
                 return []
-        effects = session.verified(work, identity, board.clock.monotonic_s(), board.clock.now_ms())
-        self.token = work.token
+        share = board.share_of(identity.user_id)
+        effects = session.verified(work, identity, board.clock.monotonic_s(), board.clock.now_ms(), share)
         if session.closed:
             return effects
-        if not board.register(self):
+        if not board.register(self, share):
             return session.close(codes.SESSION_REVOKED)
         board.schedule(self)
+        if work.name == "connect" and not session.closed:
+            self.present = Present(session.client_id, identity.user_id, identity.session_id, board.clock.now_ms())
+            board.hub.arrived(self)
         return effects
 
     async def _attach(self, work: Attach) -> list[Effect]:
@@ -267,20 +333,24 @@ class Connection:
         channel = await board.hub.follow(work.lane)
         joined = False
         try:
-            query = Query(work.kind, work.stream_id, "attach", self.actor)
+            # What this gateway has not heard itself, the stream's owner may still know: that spares the log a read.
+            ask_after = request.recover and channel.tail_after(request.offset) is None
+            after = request.offset if ask_after else None
+            query = Query(work.kind, work.stream_id, "attach", self.actor, after=after)
             answer = await board.router.ask(query, board.settings.ask_timeout_s)
             if not isinstance(answer, Attached):
                 raise TypeError(f"{type(answer).__name__} does not answer attach")
-            channel.attached(answer)
+            board.hub.attached(channel, answer)
             recovered = request.recover and may_recover(request.epoch, request.offset, answer.epoch, channel.head)
             if request.recover and not recovered and request.flag & protocol.REJECT_UNRECOVERED:
                 return session.failed(work, codes.UNRECOVERABLE_POSITION)
             events = await self._first_page(channel, request.offset) if recovered else []
             if session.closed:
                 return []
-            start = request.offset if recovered else channel.head
+            # Not from what has been heard since: in that the user may have left.
+            start = request.offset if recovered else answer.head
             cursor = Cursor(self, work.lane, self.actor.id, start, answer.head)
-            pubs, leaves = self._advance(cursor, channel, events)
+            pubs, leaves = self._advance(cursor, events)
             result = protocol.SubscribeResult(
                 epoch=answer.epoch,
                 offset=start,
@@ -288,9 +358,9 @@ class Connection:
                 positioned=True,
                 was_recovering=request.recover,
                 recovered=recovered,
-                publications=protocol.raws(pubs),
+                publications=tuple(pubs),
             )
-            board.hub.join(channel, cursor)
+            board.hub.join(channel, cursor, watches=request.join_leave)
             joined = True
             self._perform(session.attached(work, cursor, result))
             if leaves:
@@ -307,17 +377,18 @@ class Connection:
         events = await self._board.hub.page(channel, after, settings.page_events, settings.page_bytes)
         return first_page(events, settings.page_bytes)
 
-    def _advance(self, cursor: Cursor, channel: HubChannel, events: Sequence[Event]) -> tuple[list[bytes], bool]:
-        """Move the cursor over a page: its publications as they stand in a reply, and whether the user left with it."""
-        start = len(channel.prefix)
-        pubs: list[bytes] = []
+    def _advance(self, cursor: Cursor, events: Sequence[Event]) -> tuple[list[Event], bool]:
+        """Move the cursor over a page: what of it stands in the reply, and whether the user left with it."""
+        pubs: list[Event] = []
         for event in events:
             if event.offset != cursor.position + 1:
                 break
-            pubs.append(event.frame[start:-2])
+            pubs.append(event)
             cursor.position = event.offset
             if cursor.leaves_with(event):
                 return pubs, True
+            if cursor.stops_at(event):
+                break
         return pubs, False
 
     async def _history(self, work: History) -> list[Effect]:
@@ -336,17 +407,31 @@ class Connection:
         rows: list[tuple[int, bytes]] = []
         if limit:
             rows = await board.hub.rows(work.lane, None if since is None else since.offset, limit, back=request.reverse)
-        pubs: list[bytes] = []
+        pubs: list[Publication] = []
         size = 0
         for offset, data in rows:
-            pub = protocol.publication(data, offset)
-            size += len(pub)
+            size += len(data)
             if pubs and size > board.settings.page_bytes:
                 break
-            pubs.append(pub)
+            pubs.append(Publication(channel.address, data, offset))
         head = max([channel.head, *(offset for offset, _ in rows)])
-        result = protocol.HistoryResult(protocol.raws(pubs), channel.epoch, head)
-        return session.succeeded(work, protocol.reply(work.command_id, "history", result))
+        return session.answered(work, "history", protocol.HistoryResult(tuple(pubs), channel.epoch, head))
+
+    async def _attend(self, work: Attend) -> list[Effect]:
+        presence, session = self._board.presence, self._session
+        if presence is None:
+            return session.failed(work, codes.NOT_AVAILABLE)
+        answer = await attendance.answer(presence, work.lane, work.name)
+        if answer is None:
+            return session.failed(work, codes.LIMIT_EXCEEDED)
+        return session.answered(work, work.name, answer)
+
+    async def _whereabouts(self, work: Whereabouts) -> list[Effect]:
+        presence, session = self._board.presence, self._session
+        if presence is None:
+            return session.failed(work, codes.NOT_AVAILABLE)
+        users = await attendance.whereabouts(presence, self._board.read_models, self.actor.id, work.user_ids)
+        return session.answered(work, "rpc", protocol.RpcResult(users))
 
     async def _sync(self) -> SyncResult:
         board, user_id = self._board, self.actor.id
@@ -375,13 +460,13 @@ class Connection:
             while lagging and not self._session.closed:
                 await self._until_room()
                 cursor = lagging.popleft()
-                if cursor.gone:
+                if cursor.gone or cursor.held:
                     continue
                 if await self._catch_up_once(cursor):
                     idle, waited_s, delay_s = 0, 0.0, 0.02
                 else:
                     idle += 1
-                if not (cursor.live or cursor.gone):
+                if not (cursor.live or cursor.gone or cursor.held):
                     lagging.append(cursor)
                 if lagging and idle >= len(lagging):
                     if waited_s > self._board.settings.recovery_patience_s:
@@ -393,6 +478,9 @@ class Connection:
             self.disconnect(codes.SERVER_ERROR)
         finally:
             self._pump = self._lagging = None
+            if self._slow and not self._session.closed:
+                self._slow = False
+                self.state(notice(self.actor.id, "session.caught_up"), "flow")
 
     async def _catch_up_once(self, cursor: Cursor) -> bool:
         """One page for one cursor; True if it got further. From the last check to the return nothing is awaited."""
@@ -407,16 +495,20 @@ class Connection:
                 events = first_page(page, max_bytes)
             except StoreUnavailable:
                 self._board.counts["gateway_recovery_failures"] += 1
-        if cursor.gone or self._session.closed:
+        if cursor.gone or cursor.held or self._session.closed:
             return True
         before = cursor.position
         for event in events:
-            if event.offset != cursor.position + 1 or not self._out.push(event.frame):
+            if event.offset != cursor.position + 1 or not self._out.push(self._codec.push(event)):
                 break
             cursor.position = event.offset
             if cursor.leaves_with(event):
                 self._queued()
                 self.expelled(cursor)
+                return True
+            if cursor.stops_at(event):
+                self._queued()
+                hub.recheck(channel)
                 return True
         self._queued()
         cursor.live = cursor.position >= channel.head

@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import socket
+import ssl
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Final
+from typing import Final, cast
 
 log = logging.getLogger("renoveasy.gateway")
 
@@ -18,29 +19,119 @@ _TURNED_AWAY: Final = (
 )
 
 
+class Place:
+    """What one connection has of the door: a place inside, to be left once, and a time by which it must have begun.
+
+    It is handed from protocol to protocol with the connection. `begun`: the client has said what it wants.
+    """
+
+    __slots__ = ("_door", "begun", "transport", "until")
+
+    def __init__(self, door: "Door", transport: asyncio.Transport, until: float) -> None:
+        """`until` by the event loop's clock."""
+        self._door = door
+        self.transport = transport
+        self.until = until
+        self.begun = False
+
+    def leave(self) -> None:
+        self._door.places.discard(self)
+
+
 class Door:
     """Counts open connections, those in their handshake included, against a limit; 0 is none.
 
     Each holds a descriptor, and the gateway needs some itself: for the broker, the database, its logs.
     """
 
-    __slots__ = ("_counts", "inside", "limit")
+    __slots__ = ("_counts", "limit", "places")
 
     def __init__(self, limit: int, counts: Counter[str]) -> None:
         self.limit = limit
-        self.inside = 0
+        self.places: set[Place] = set()
         self._counts = counts
 
-    def enter(self) -> bool:
-        """Whether there is room for one more; who was let in leaves by `leave`."""
+    @property
+    def inside(self) -> int:
+        return len(self.places)
+
+    def enter(self, transport: asyncio.Transport, until: float) -> Place | None:
+        """A place, if there is room for one more."""
         if self.limit and self.inside >= self.limit:
             self._counts["gateway_turned_away"] += 1
-            return False
-        self.inside += 1
-        return True
+            return None
+        place = Place(self, transport, until)
+        self.places.add(place)
+        return place
 
-    def leave(self) -> None:
-        self.inside -= 1
+    def cut_off_the_undecided(self) -> None:
+        """End the connections of those who have not said what they want: nobody waits for them."""
+        for place in list(self.places):
+            if not place.begun:
+                place.transport.abort()
+
+
+Successor = Callable[[Place], asyncio.Protocol]
+
+_HTTP: Final = (
+    b"POST ",
+    b"OPTIONS ",
+    b"GET /connection/sse",
+    b"GET /connection/http_stream",
+    b"GET /emulation",
+)
+"""How connections begin that are not for the WebSocket's library, which knows no bodies and no answers that go on."""
+
+
+class Doorstep(asyncio.Protocol):
+    """Where a connection stands until its first bytes say what it is; beyond the limit it is cut off at once.
+
+    Who says nothing for `patience_s` is cut off too. Who has a place already keeps it, and its time.
+    """
+
+    def __init__(
+        self, door: Door, patience_s: float, websocket: Successor, http: Successor, place: Place | None = None
+    ) -> None:
+        self._door = door
+        self._patience_s = patience_s
+        self._websocket = websocket
+        self._http = http
+        self._heard = b""
+        self._place = place
+        self._late: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's do not inherit from it
+        loop = asyncio.get_running_loop()
+        self._place = self._place or self._door.enter(self._transport, loop.time() + self._patience_s)
+        if self._place is None:
+            self._transport.abort()
+            return
+        self._late = loop.call_at(self._place.until, self._transport.abort)
+
+    def data_received(self, data: bytes) -> None:
+        heard = self._heard = self._heard + data
+        if heard.startswith(_HTTP):
+            self._hand_over(self._http)
+        elif not any(beginning.startswith(heard) for beginning in _HTTP):
+            self._hand_over(self._websocket)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        if self._place is not None:
+            self._place.leave()
+
+    def _hand_over(self, successor: Successor) -> None:
+        assert self._place is not None
+        assert self._late is not None
+        self._late.cancel()
+        place, self._place = self._place, None
+        protocol = successor(place)
+        self._transport.set_protocol(protocol)
+        protocol.connection_made(self._transport)
+        protocol.data_received(self._heard)
 
 
 def close_listeners(server: asyncio.Server) -> list[socket.socket]:
@@ -62,26 +153,37 @@ def close_listeners(server: asyncio.Server) -> list[socket.socket]:
     return taken
 
 
-async def turn_away(connections: Iterable[socket.socket]) -> None:
+async def turn_away(connections: Iterable[socket.socket], context: ssl.SSLContext | None = None) -> None:
     """Answer every request with 503 and close: the client tries again, and comes to another gateway."""
     waiting = iter(connections)
 
     async def worker() -> None:
         for connection in waiting:
-            await _answer(connection)
+            await _answer(connection, context)
 
     await asyncio.gather(*(worker() for _ in range(_AT_ONCE)))
 
 
-async def _answer(connection: socket.socket) -> None:
+async def _answer(connection: socket.socket, context: ssl.SSLContext | None) -> None:
     connection.setblocking(False)
-    reader, writer = await asyncio.open_connection(sock=connection, limit=_REQUEST_BYTES)
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader(_REQUEST_BYTES, loop)
+    protocol = asyncio.StreamReaderProtocol(reader)
+    try:
+        transport, _ = await loop.connect_accepted_socket(
+            lambda: protocol, connection, ssl=context, ssl_handshake_timeout=_PATIENCE_S if context else None
+        )
+    except (OSError, TimeoutError) as error:
+        log.debug("a connection was turned away in its handshake: %r", error)
+        return
+    writer = asyncio.StreamWriter(transport, protocol, reader, loop)
     try:
         async with asyncio.timeout(_PATIENCE_S):
             # Unread input would turn the end of the connection into a reset, which can overtake the answer.
             await reader.readuntil(b"\r\n\r\n")
             writer.write(_TURNED_AWAY)
-            writer.write_eof()
+            if writer.can_write_eof():  # TLS cannot
+                writer.write_eof()
             await reader.read()
     except (OSError, TimeoutError, EOFError, asyncio.LimitOverrunError) as error:
         log.debug("a connection was turned away without an answer: %r", error)

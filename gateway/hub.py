@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,31 @@ from domain.channels import event_subject, user_subject
 from domain.commands import Attached, Delivery, Hint
 from domain.ids import partition_of
 from domain.ports import Broker, BrokerUnavailable, Clock, Metrics, Received, StreamReader, Subscription
-from gateway.protocol import publication, push, push_prefix
-from gateway.recovery import Cursor, Event, Sink, encode_event
+from domain.presence import Move, Present, keeps_last_seen, user_channel
+from gateway.attendance import Moved
+from gateway.presence import Presence
+from gateway.publication import Address, Event, Publication
+from gateway.recovery import Cursor, Sink, encode_event
 from gateway.settings import GatewaySettings
 
 log = logging.getLogger("renoveasy.gateway")
 
 _decode_delivery = msgspec.msgpack.Decoder(Delivery).decode
 _decode_hint = msgspec.msgpack.Decoder(Hint).decode
+
+
+class _About(msgspec.Struct):
+    """What kind of state a publication tells, and of whom."""
+
+    type: str = ""
+    by: str = ""
+    conversation_id: str = ""
+    order_id: str = ""
+
+
+_decode_about = msgspec.json.Decoder(_About).decode
+_ACTIVITY = frozenset({"conversation.activity", "order.activity"})
+"""Hints that say where something stands: the latest says it all."""
 
 
 def _noted(task: asyncio.Task[Any]) -> None:
@@ -44,13 +61,13 @@ class HubChannel:
     """A stream as this gateway knows it. `head` is the highest offset heard of, `owner` the highest takeover position."""
 
     __slots__ = (
-        "cursors", "epoch", "followers", "head", "idle_since", "name", "opening", "owner", "prefix", "subscription",
-        "tail", "tail_bytes",
+        "address", "cursors", "epoch", "followers", "head", "idle_since", "name", "opening", "owner", "subscription", "tail",
+        "tail_bytes", "watchers",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.prefix = push_prefix(name)
+        self.address = Address(name)
         self.head = 0
         self.epoch = ""
         self.owner = 0
@@ -58,16 +75,12 @@ class HubChannel:
         self.tail_bytes = 0
         self.cursors: dict[Cursor, None] = {}
         """In the order in which they joined, which is that of delivery."""
+        self.watchers: dict[Cursor, None] | None = None
+        """Those who asked to be told who comes and goes."""
         self.followers = 0
         self.idle_since = 0.0
         self.opening: asyncio.Task[None] | None = None
         self.subscription: Subscription | None = None
-
-    def attached(self, answer: Attached) -> None:
-        """Take over what the stream's owner says of it."""
-        self.head = max(self.head, answer.head)
-        self.owner = max(self.owner, answer.owner)
-        self.epoch = answer.epoch
 
     def tail_after(self, offset: int) -> list[Event] | None:
         """The events after `offset`, if the tail reaches back that far."""
@@ -106,6 +119,8 @@ class Hub:
         self._users: dict[str, set[Sink]] = {}
         self._partitions: dict[int, asyncio.Task[Subscription]] = {}
         self._reads = asyncio.Semaphore(settings.recovery_reads)
+        self.presence: Presence | None = None
+        """Is told who comes and goes."""
 
     @property
     def channels(self) -> list[HubChannel]:
@@ -163,15 +178,29 @@ class Hub:
             channel.owner = delivery.owner
         for item in delivery.items:
             if item.offset:
-                self._event(channel, encode_event(channel.prefix, item.offset, item.data))
+                self._event(channel, encode_event(channel.address, item.offset, item.data))
             elif current:
-                frame = push(channel.prefix, publication(item.data, 0))
-                for cursor in channel.cursors:
-                    if cursor.live:
-                        cursor.sink.ephemeral(frame)
+                self._ephemeral(channel, item.data)
+        if delivery.moves and channel.watchers:
+            self._moved(channel, delivery.moves)
         if delivery.committed_ms and channel.cursors:
             age_s = (self._clock.now_ms() - delivery.committed_ms) / 1000
             self._metrics.observe("commit_to_socket_seconds", max(0.0, age_s))
+
+    def _ephemeral(self, channel: HubChannel, data: bytes) -> None:
+        """State of the moment: who is behind gets it too, as the latest of its kind, when there is room again."""
+        publication = Publication(channel.address, data)
+        about = _decode_about(data)
+        key = (channel.name, about.type, about.by)
+        for cursor in channel.cursors:
+            if not cursor.held:
+                cursor.sink.state(publication, key)
+
+    def _moved(self, channel: HubChannel, moves: Sequence[Move]) -> None:
+        for move in moves:
+            moved = Moved(channel.name, move)
+            for cursor in channel.watchers or ():
+                cursor.sink.moved(moved)
 
     def _event(self, channel: HubChannel, event: Event) -> None:
         if event.offset > channel.head:
@@ -185,19 +214,32 @@ class Hub:
         if event.recheck and channel.cursors:
             self._recheck(channel)
 
+    def attached(self, channel: HubChannel, answer: Attached) -> None:
+        """Take over what the stream's owner says of it; its last events go in front of those heard since."""
+        channel.head = max(channel.head, answer.head)
+        channel.owner = max(channel.owner, answer.owner)
+        channel.epoch = answer.epoch
+        heard = list(channel.tail)
+        older = [item for item in answer.events if not heard or item.offset < heard[0].offset]
+        if not older or (heard and older[-1].offset != heard[0].offset - 1):
+            return
+        self._forget_tail(channel)
+        for event in [*(encode_event(channel.address, item.offset, item.data) for item in older), *heard]:
+            self._remember(channel, event)
+
     def _remember(self, channel: HubChannel, event: Event) -> None:
+        """Keep it for those who come back; nothing from before an erasure is kept."""
         tail, settings = channel.tail, self._settings
-        if tail and event.offset != tail[-1].offset + 1:
-            if event.offset <= tail[-1].offset:
-                return
-            self._forget_tail(channel)
-        if self._tails_bytes > settings.tails_bytes:
+        if tail and event.offset <= tail[-1].offset:
+            return
+        hole = tail and event.offset != tail[-1].offset + 1
+        if hole or event.erases or self._tails_bytes > settings.tails_bytes:
             self._forget_tail(channel)
         tail.append(event)
-        channel.tail_bytes += len(event.frame)
-        self._tails_bytes += len(event.frame)
+        channel.tail_bytes += len(event.json)
+        self._tails_bytes += len(event.json)
         while len(tail) > settings.tail_events or (channel.tail_bytes > settings.tail_bytes and len(tail) > 1):
-            size = len(tail.popleft().frame)
+            size = len(tail.popleft().json)
             channel.tail_bytes -= size
             self._tails_bytes -= size
 
@@ -206,13 +248,30 @@ class Hub:
         self._tails_bytes -= channel.tail_bytes
         channel.tail_bytes = 0
 
-    def join(self, channel: HubChannel, cursor: Cursor) -> None:
-        """From now on the cursor gets live events, or pages if it is behind."""
+    def join(self, channel: HubChannel, cursor: Cursor, *, watches: bool = False) -> None:
+        """From now on the cursor gets live events, or pages if it is behind; if it `watches`, also who comes and goes."""
         channel.cursors[cursor] = None
+        if watches:
+            channel.watchers = channel.watchers or {}
+            channel.watchers[cursor] = None
+        if self.presence is not None and cursor.sink.present is not None:
+            self.presence.joined(channel.name, cursor.sink.present)
+        if cursor.held:
+            self._recheck(channel)
+        else:
+            self.go_on(channel, cursor)
+
+    def go_on(self, channel: HubChannel, cursor: Cursor) -> None:
+        """Live events for who has everything, else pages."""
+        cursor.held = False
         if cursor.position >= channel.head:
             cursor.live = True
         else:
             cursor.sink.lagging(cursor)
+
+    def recheck(self, channel: HubChannel) -> None:
+        """Somebody may have lost the right to listen, as of where a cursor is held."""
+        self._recheck(channel)
 
     def leave(self, cursor: Cursor) -> None:
         """The cursor gets nothing more."""
@@ -221,6 +280,10 @@ class Hub:
         channel = self._channels.get(cursor.channel)
         if channel is not None and cursor in channel.cursors:
             del channel.cursors[cursor]
+            if channel.watchers is not None:
+                channel.watchers.pop(cursor, None)
+            if self.presence is not None and cursor.sink.present is not None:
+                self.presence.left(channel.name, cursor.sink.present, last=not channel.cursors)
             self.unfollow(channel)
 
     def channel_of(self, cursor: Cursor) -> HubChannel:
@@ -241,7 +304,7 @@ class Hub:
         async with self._reads:
             self._metrics.count("gateway_recovery_pages")
             rows = await self._reader.read(channel.name, after, max_events, max_bytes)
-        return [encode_event(channel.prefix, offset, data) for offset, data in rows if offset <= channel.head]
+        return [encode_event(channel.address, offset, data) for offset, data in rows if offset <= channel.head]
 
     async def rows(self, name: str, start: int | None, limit: int, *, back: bool) -> list[tuple[int, bytes]]:
         """(offset, data) for `history`: after `start`, or before it when `back`."""
@@ -270,6 +333,17 @@ class Hub:
             if not sinks:
                 del self._users[user_id]
 
+    def arrived(self, sink: Sink) -> None:
+        """The user whom the sink follows is known to be there by it."""
+        if self.presence is not None and sink.present is not None:
+            self.presence.joined(user_channel(sink.present.user), sink.present)
+
+    def departed(self, sink: Sink) -> None:
+        """The sink has been the user's no more, as of now."""
+        if self.presence is not None and sink.present is not None:
+            channel = user_channel(sink.present.user)
+            self.presence.left(channel, sink.present, last=not self.here(channel))
+
     def _hinted(self, message: Received) -> None:
         try:
             hint = _decode_hint(message.data)
@@ -279,9 +353,29 @@ class Hub:
             return
         sinks = self._users.get(hint.user_id)
         if sinks:
-            frame = push(push_prefix(f"user:{hint.user_id}"), publication(hint.data, 0))
+            publication = Publication(Address(f"user:{hint.user_id}"), hint.data)
+            about = _decode_about(hint.data)
+            moved = about.conversation_id or about.order_id
+            key = (about.type, moved) if moved and about.type in _ACTIVITY else None
             for sink in tuple(sinks):
-                sink.hint(frame)
+                sink.hint(publication, key)
+
+    # --- who is here ---------------------------------------------------------------------------------------------
+
+    def here(self, name: str) -> Sequence[Present]:
+        """The clients on a channel of this gateway."""
+        sinks: Iterable[Sink]
+        if keeps_last_seen(name):
+            sinks = self._users.get(name.partition(":")[2], ())
+        else:
+            channel = self._channels.get(name)
+            sinks = [cursor.sink for cursor in channel.cursors] if channel is not None else ()
+        return tuple(sink.present for sink in sinks if sink.present is not None)
+
+    def peopled(self) -> Iterable[str]:
+        """Every channel that somebody is on."""
+        yield from [user_channel(user_id) for user_id in self._users]
+        yield from [channel.name for channel in self.channels if channel.cursors]
 
     # --- housekeeping --------------------------------------------------------------------------------------------
 

@@ -1,17 +1,12 @@
-"""The Centrifuge client protocol in JSON: commands in, replies and pushes out (`client.proto` names the fields).
-
-A frame holds one or more JSON objects, one a line. An empty object is a ping from the server, a pong from the client.
-"""
+"""The Centrifuge client protocol, whatever it is encoded in: what clients ask, and what they are answered (`client.proto`)."""
 
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
-from gateway.codes import ErrorCode, Unsubscribe
+from gateway.publication import Publication
 
-PING = b"{}"
 _Offset = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Id = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 
@@ -19,8 +14,31 @@ REJECT_UNRECOVERED = 2
 """Flag of a subscribe request: answer error 112 where recovery is impossible."""
 
 
+class ConnectData(msgspec.Struct):
+    """What of the data that a client connects with is understood.
+
+    `handover`: told that the gateway drains, it connects anew before it lets go of this connection.
+    `locale`: the language of details of errors, as a language tag; without it, that of the account.
+    """
+
+    handover: bool = False
+    locale: str = ""
+
+
 class ConnectRequest(msgspec.Struct):
     token: str = ""
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+    @property
+    def known(self) -> ConnectData:
+        """What is understood of the data; the rest is the client's own affair."""
+        try:
+            return _connect_data(self.data)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return ConnectData()
+
+
+_connect_data = msgspec.json.Decoder(ConnectData).decode
 
 
 class SubscribeRequest(msgspec.Struct):
@@ -29,6 +47,7 @@ class SubscribeRequest(msgspec.Struct):
     epoch: str = ""
     offset: _Offset = 0
     flag: int = 0
+    join_leave: bool = False
 
 
 class ChannelRequest(msgspec.Struct):
@@ -82,25 +101,8 @@ class MalformedFrame(Exception):
     """The frame is not the protocol: not UTF-8, not JSON, not of the right shape, or nested too deep."""
 
 
-_decoder = msgspec.json.Decoder(Command)
-_encode = msgspec.json.encode
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NO_BRACKETS = re.compile(rb"[^\[\]{}]+")
-
-
-def decode_commands(frame: bytes, max_depth: int) -> list[Command]:
-    """The commands of a frame, in order.
-
-    Raises:
-        MalformedFrame: nothing of it may be used.
-    """
-    check_depth(frame, max_depth)
-    try:
-        if not frame.isascii():
-            frame.decode()
-        return _decoder.decode_lines(frame)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise MalformedFrame(type(error).__name__) from error
 
 
 def check_depth(frame: bytes, max_depth: int) -> None:
@@ -125,9 +127,9 @@ class ConnectResult(msgspec.Struct, omit_defaults=True):
     version: str
     ttl: int
     ping: int
-    session: str
     node: str
     subs: dict[str, dict[str, str]]
+    session: str = ""
     expires: bool = False
     pong: bool = False
 
@@ -139,11 +141,11 @@ class SubscribeResult(msgspec.Struct, omit_defaults=True):
     positioned: bool = False
     was_recovering: bool = False
     recovered: bool = False
-    publications: tuple[msgspec.Raw, ...] = ()
+    publications: tuple[Publication, ...] = ()
 
 
 class HistoryResult(msgspec.Struct):
-    publications: tuple[msgspec.Raw, ...]
+    publications: tuple[Publication, ...]
     epoch: str
     offset: int
 
@@ -155,41 +157,43 @@ class RefreshResult(msgspec.Struct):
     ttl: int
 
 
-def reply(command_id: int, name: str, result: object) -> bytes:
-    """The positive answer to a command; `result` is a struct, a dict, or raw JSON."""
-    return b'{"id":%d,"%s":%s}' % (command_id, name.encode(), _encode(result))
+class ClientInfo(msgspec.Struct, omit_defaults=True):
+    """Who is there: `client` names the connection. The infos are JSON."""
+
+    user: str
+    client: str
+    conn_info: msgspec.Raw | None = None
+    chan_info: msgspec.Raw | None = None
 
 
-def error_reply(command_id: int, error: ErrorCode, detail: object = None) -> bytes:
-    """The negative answer. `detail` goes beside the protocol's own three fields, under `data`."""
-    body: dict[str, object] = {"code": error.code, "message": error.message}
-    if error.temporary:
-        body["temporary"] = True
-    if detail is not None:
-        body["data"] = detail
-    return b'{"id":%d,"error":%s}' % (command_id, _encode(body))
+class PresenceResult(msgspec.Struct):
+    """By client id."""
+
+    presence: dict[str, ClientInfo]
 
 
-def publication(data: bytes, offset: int) -> bytes:
-    """One publication; `offset` 0 stands for none. Raw line ends would end the protocol's line, and are taken out."""
-    if b"\n" in data or b"\r" in data:
-        data = msgspec.json.format(data, indent=-1)
-    return b'{"data":%s,"offset":%d}' % (data, offset) if offset else b'{"data":%s}' % data
+class PresenceStatsResult(msgspec.Struct):
+    num_clients: int
+    num_users: int
 
 
-def push_prefix(channel: str) -> bytes:
-    return b'{"push":{"channel":%s,"pub":' % _encode(channel)
+class RpcResult(msgspec.Struct):
+    """`data` is anything that JSON can say."""
+
+    data: Any
 
 
-def push(prefix: bytes, pub: bytes) -> bytes:
-    """A publication as it is pushed; made once per event and gateway, sent to every session as it is."""
-    return b"%s%s}}" % (prefix, pub)
+class EmptyResult(msgspec.Struct):
+    """Done, and nothing more to say."""
 
 
-def unsubscribe_push(channel: str, why: Unsubscribe) -> bytes:
-    body = {"code": why.code, "reason": why.reason}
-    return b'{"push":{"channel":%s,"unsubscribe":%s}}' % (_encode(channel), _encode(body))
-
-
-def raws(publications: Sequence[bytes]) -> tuple[msgspec.Raw, ...]:
-    return tuple(msgspec.Raw(pub) for pub in publications)
+Result = (
+    ConnectResult
+    | SubscribeResult
+    | HistoryResult
+    | RefreshResult
+    | PresenceResult
+    | PresenceStatsResult
+    | RpcResult
+    | EmptyResult
+)

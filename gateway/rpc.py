@@ -8,15 +8,25 @@ from typing import Any
 
 import msgspec
 
+from domain.access import SEND, on_the_wire
 from domain.channels import parse_channel
 from domain.commands import Accepted, Actor, Answer, Command, Query, Signal, Status
 from domain.errors import Code, Refusal, from_validation, invalid
 from domain.ids import is_uuid
 from domain.order_table import client_name
 from domain.times import rfc3339
-from domain.wire import ReceiptSet, WriteStatus, Written
+from domain.wire import PresenceRequest, ReceiptSet, WriteStatus, Written
 
-_MESSAGES = {"message.send": "send", "message.edit": "edit", "message.delete": "delete", "message.react": "react"}
+_WRITES = {
+    "message.send": "send",
+    "message.edit": "edit",
+    "message.delete": "delete",
+    "message.react": "react",
+    "member.add": "member.add",
+    "member.remove": "member.remove",
+    "conversation.leave": "leave",
+}
+"""Method → the conversation's command."""
 _RECEIPTS = frozenset({"receipt.read", "receipt.delivered"})
 
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -38,6 +48,8 @@ class StatusEnvelope(msgspec.Struct):
 
 _decode_order = msgspec.json.Decoder(OrderEnvelope).decode
 _decode_status = msgspec.json.Decoder(StatusEnvelope).decode
+_decode_presence = msgspec.json.Decoder(PresenceRequest).decode
+_MOST_USERS = 100
 
 
 def plan(method: str, data: bytes, actor: Actor) -> Command | Query | None:
@@ -47,8 +59,8 @@ def plan(method: str, data: bytes, actor: Actor) -> Command | Query | None:
         Refusal: `invalid` for an envelope that cannot be read, `not_found` for a stream that cannot exist.
     """
     try:
-        if method in _MESSAGES:
-            return _message(_MESSAGES[method], _fields(data), actor)
+        if method in _WRITES:
+            return _write(_WRITES[method], _fields(data), actor)
         if method in _RECEIPTS:
             fields = _fields(data)
             return Command("conversation", _stream_id(fields, "conversation_id"), method, actor, "", _encode(fields))
@@ -63,7 +75,7 @@ def plan(method: str, data: bytes, actor: Actor) -> Command | Query | None:
     return None
 
 
-def _message(name: str, fields: dict[str, msgspec.Raw], actor: Actor) -> Command:
+def _write(name: str, fields: dict[str, msgspec.Raw], actor: Actor) -> Command:
     conversation_id = _stream_id(fields, "conversation_id")
     command_id = _text(fields.get("id"))
     if not is_uuid(command_id):
@@ -97,11 +109,33 @@ def _status(envelope: StatusEnvelope, actor: Actor) -> Query:
     return Query(channel.kind, channel.id, "status", actor, envelope.id)
 
 
+def users_asked(data: bytes) -> tuple[str, ...]:
+    """The users whose presence `presence.get` asks for.
+
+    Raises:
+        Refusal: `invalid` for anything but a list of at most 100 ids.
+    """
+    try:
+        user_ids = _decode_presence(data).user_ids
+    except msgspec.MsgspecError as error:
+        raise _refusal(error) from error
+    except (RecursionError, UnicodeDecodeError) as error:
+        raise invalid("", "malformed", "not a JSON object") from error
+    if len(user_ids) > _MOST_USERS:
+        raise invalid("user_ids", "too_many", f"at most {_MOST_USERS} users at once")
+    for position, user_id in enumerate(user_ids):
+        if not is_uuid(user_id):
+            raise invalid(f"user_ids[{position}]", "uuid", "a canonical lower-case UUID")
+    return user_ids
+
+
 def signal(data: bytes, actor: Actor) -> Signal | None:
     """The ephemeral item that a `send` carries; None for what has no meaning, which is dropped."""
     try:
         fields = _fields(data)
         kind = _text(fields.pop("type", None))
+        if not on_the_wire(SEND.get(kind)):
+            return None
         if kind == "typing":
             return Signal("conversation", _stream_id(fields, "conversation_id"), "typing", actor, _encode(fields))
         if kind == "fix":

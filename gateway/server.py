@@ -1,4 +1,4 @@
-"""The gateway's socket: the only file that knows the `websockets` library.
+"""The gateway's port, and WebSockets on it: the only file that knows the `websockets` library.
 
 A connection is an asyncio protocol: frames go to the session as they arrive and are written when the transport has room,
 so that neither a task nor a queue stands between the two.
@@ -17,45 +17,56 @@ from websockets.datastructures import Headers
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import OPEN, Event
+from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
-from domain.ports import Broker, Clock, Metrics, ReadModels, Router, StreamReader, TokenVerifier
+from domain.places import network_of
+from domain.ports import Broker, Clock, Metrics, PresenceStore, ReadModels, Router, StreamReader, TokenVerifier
 from gateway import codes
+from gateway.certificates import Certificate
+from gateway.codec import JSON, Codec
 from gateway.connection import Connection
-from gateway.door import Door, close_listeners, turn_away
+from gateway.door import Door, Doorstep, Place, close_listeners, turn_away
+from gateway.drain import Exodus
+from gateway.emulation import Emulation
+from gateway.fallbacks import Fallbacks
+from gateway.http import HttpFront
+from gateway.ops_acts import OpsActs
+from gateway.progress import Taken, taken
+from gateway.protobuf import PROTOBUF
 from gateway.settings import GatewaySettings
-from gateway.switchboard import Peer, Switchboard
+from gateway.switchboard import Switchboard
+from gateway.threshold import Threshold
 
 PATH = "/connection/websocket"
 LIVE_PATH = "/health/live"
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _MAX_FRAGMENTS = 1_024
-_DRAIN_EACH_S = 0.004
-"""Draining a few sessions need not take as long as draining thousands."""
 _FORGOTTEN = Request(PATH, Headers())
 """Stands in for every connection's handshake once that is over: headers cost kilobytes per idle session."""
-_SUBPROTOCOL = Subprotocol("centrifuge-json")
+_CODECS: dict[str, Codec] = {codec.name: codec for codec in (JSON, PROTOBUF)}
 
 log = logging.getLogger("renoveasy.gateway")
 
 
 class _Frames:
-    """Text frames of a server (RFC 6455, section 5.2). A fan-out frames the same message once, however many it goes to."""
+    """Frames of a server (RFC 6455, section 5.2). A fan-out frames the same message once, however many it goes to."""
 
-    __slots__ = ("_last", "_last_framed")
+    __slots__ = ("_last", "_last_framed", "_opcode")
 
-    def __init__(self) -> None:
+    def __init__(self, opcode: Opcode) -> None:
+        self._opcode = 0x80 | opcode
         self._last = self._last_framed = b""
 
     def framed(self, message: bytes) -> bytes:
         if message is not self._last:
             size = len(message)
             if size < 126:
-                head = struct.pack("!BB", 0x81, size)
+                head = struct.pack("!BB", self._opcode, size)
             elif size < 65_536:
-                head = struct.pack("!BBH", 0x81, 126, size)
+                head = struct.pack("!BBH", self._opcode, 126, size)
             else:
-                head = struct.pack("!BBQ", 0x81, 127, size)
+                head = struct.pack("!BBQ", self._opcode, 127, size)
             self._last, self._last_framed = message, head + message
         return self._last_framed
 
@@ -64,11 +75,11 @@ class WebSocketTransport(ServerConnection):
     """A WebSocket as `connection.Transport`. Messages bypass the library's queue of received frames."""
 
     peer: Connection | None = None
-    door: Door | None = None
+    place: Place | None = None
     _parts: list[bytes] | None = None
     _cut: asyncio.TimerHandle | None = None
+    _binary = False
     _held_back = False
-    _refused = False
 
     @property
     def writable(self) -> bool:
@@ -116,13 +127,18 @@ class WebSocketTransport(ServerConnection):
             self.peer.flush()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Beyond the gateway's limit the descriptor is given back at once, before anything is made for it."""
-        if self.door is not None and not self.door.enter():
-            self.door = None
-            self._refused = True
-            transport.abort()  # type: ignore[attr-defined]
-            return
         super().connection_made(transport)
+        if self.place is not None:
+            self._cut = self.loop.call_at(self.place.until, self.transport.abort)
+
+    def opened(self, peer: Connection) -> None:
+        """The handshake is over; the headers, kilobytes of an idle connection, are forgotten."""
+        if self._cut is not None:
+            self._cut.cancel()
+            self._cut = None
+        if self.place is not None:
+            self.place.begun = True
+        self.request, self.response, self.peer = _FORGOTTEN, None, peer
 
     def data_received(self, data: bytes) -> None:
         """Once either side has begun to close, a peer that keeps the TCP connection open is cut off."""
@@ -137,11 +153,8 @@ class WebSocketTransport(ServerConnection):
             self._data(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._refused:
-            return
-        if self.door is not None:
-            self.door.leave()
-            self.door = None
+        if self.place is not None:
+            self.place.leave()
         super().connection_lost(exc)
         if self._cut is not None:
             self._cut.cancel()
@@ -151,6 +164,8 @@ class WebSocketTransport(ServerConnection):
 
     def _data(self, frame: Frame) -> None:
         assert self.peer is not None
+        if frame.opcode is not Opcode.CONT:
+            self._binary = frame.opcode is Opcode.BINARY
         if frame.fin and self._parts is None:
             self._message(bytes(frame.data))
             return
@@ -165,7 +180,7 @@ class WebSocketTransport(ServerConnection):
     def _message(self, message: bytes) -> None:
         """A whole message; text that is no UTF-8 ends the connection as RFC 6455 asks, section 8.1."""
         assert self.peer is not None
-        if not message.isascii():
+        if not (self._binary or message.isascii()):
             try:
                 message.decode()
             except UnicodeDecodeError:
@@ -178,10 +193,11 @@ class WebSocketTransport(ServerConnection):
 class _Wire:
     """`connection.Transport` over a `WebSocketTransport`, whose own `close` is a coroutine of the library's."""
 
-    __slots__ = ("_frames", "_socket", "pause_reading", "resume_reading")
+    __slots__ = ("_codec", "_frames", "_socket", "pause_reading", "resume_reading")
 
-    def __init__(self, socket: WebSocketTransport, frames: _Frames) -> None:
+    def __init__(self, socket: WebSocketTransport, codec: Codec, frames: _Frames) -> None:
         self._socket = socket
+        self._codec = codec
         self._frames = frames
         self.pause_reading = socket.pause_reading
         self.resume_reading = socket.resume_reading
@@ -190,16 +206,37 @@ class _Wire:
     def writable(self) -> bool:
         return self._socket.writable
 
+    @property
+    def ip(self) -> str:
+        peer = self._socket.transport.get_extra_info("peername")
+        return network_of(str(peer[0]) if peer else "")
+
+    def taken(self) -> Taken:
+        return taken(self._socket.transport)
+
     def write(self, frame: bytes) -> None:
         socket = self._socket
         if socket.protocol.extensions:
-            socket.protocol.send_text(frame)
+            send = socket.protocol.send_binary if self._codec.binary else socket.protocol.send_text
+            send(frame)
             socket.send_data()
         else:
             socket.transport.write(self._frames.framed(frame))
 
     def close(self, code: int, reason: str) -> None:
         self._socket.close_with(code, reason)
+
+
+class _Arrival(Doorstep):
+    """A connection as `serve` makes it; it looks at `protocol` once the WebSocket has it."""
+
+    protocol: ServerProtocol
+
+
+class _SecureArrival(Threshold):
+    """The same where TLS comes first."""
+
+    protocol: ServerProtocol
 
 
 class GatewayServer:
@@ -220,28 +257,53 @@ class GatewayServer:
         clock: Clock,
         new_id: Callable[[], str],
         metrics: Metrics,
+        presence: PresenceStore | None = None,
+        ops_acts: OpsActs | None = None,
     ) -> None:
         self._settings = settings
-        self._board = Switchboard(settings, router, broker, reader, read_models, verifier, clock, new_id, metrics)
+        self._clock = clock
+        self._board = Switchboard(
+            settings,
+            router,
+            broker,
+            reader,
+            read_models,
+            verifier,
+            clock,
+            new_id,
+            metrics,
+            presence=presence,
+            ops_acts=ops_acts,
+        )
         self._door = Door(settings.max_connections, self._board.counts)
+        self._emulation = Emulation(settings.name, broker, self._board.spawn, self._board.counts)
+        self._fallbacks = Fallbacks(self._board, self._emulation)
+        self._http = HttpFront(self._fallbacks, settings)
+        self._certificate: Certificate | None = None
         self._server: Server | None = None
-        self._frames = _Frames()
+        self._frames = {codec: _Frames(Opcode.BINARY if codec.binary else Opcode.TEXT) for codec in _CODECS.values()}
 
     async def start(self) -> int:
         """Listen; returns the port.
 
         Raises:
             OSError: the port is taken.
-            BrokerUnavailable: revocations could not be heard.
+            CertificateError: the settings name a certificate that cannot be used.
+            BrokerUnavailable: revocations, or commands sent to other gateways, could not be heard.
         """
         settings = self._settings
+        if settings.certificate:
+            self._certificate = await asyncio.to_thread(
+                Certificate, settings.certificate, settings.certificate_key, lambda: self._clock.now_ms() / 1000
+            )
         await self._board.start()
+        await self._emulation.start()
         options: dict[str, Any] = {"reuse_port": True} if settings.reuse_port else {}
         self._server = await serve(
             self._serve,
             settings.host,
             settings.port,
-            create_connection=type("GatewayTransport", (WebSocketTransport,), {"door": self._door}),
+            create_connection=self._arriving,  # type: ignore[arg-type]
             process_request=self._check,
             select_subprotocol=_select_subprotocol,
             compression="deflate" if settings.compression else None,
@@ -254,40 +316,22 @@ class GatewayServer:
             backlog=4_096,
             **options,
         )
+        if self._certificate is not None:
+            self._board.spawn(self._follow(self._certificate))
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
     async def drain(self, over_s: float | None = None) -> None:
-        """Stop accepting, and disconnect everybody with 4001, each when its commands are answered.
+        """Stop accepting, and have everybody go elsewhere, each when its commands are answered; returns when all are gone.
 
         That is spread over `over_s` seconds, or over `drain_s` at most, so that reconnects cost the others no latency.
         """
+        self._fallbacks.draining = True
         if self._server is not None and self._server.server.is_serving():
             outside = close_listeners(self._server.server)
             self._server.close(close_connections=False)
-            self._board.spawn(turn_away(outside))
-        board, steps = self._board, 200
-        peers = list(board.peers)
-        pause_s = (min(self._settings.drain_s, len(peers) * _DRAIN_EACH_S) if over_s is None else over_s) / steps
-        asked: list[Peer] = []
-        for step in range(steps):
-            asked = [peer for peer in [*asked, *peers[step::steps]] if not self._send_elsewhere(peer)]
-            await asyncio.sleep(pause_s)
-        patience = board.clock.monotonic_s() + self._settings.ask_timeout_s
-        while board.peers and board.clock.monotonic_s() < patience:
-            for peer in list(board.peers):
-                self._send_elsewhere(peer)
-            await asyncio.sleep(0.01)
-        for peer in list(board.peers):
-            peer.disconnect(codes.DRAINING)
-
-    def _send_elsewhere(self, peer: Peer) -> bool:
-        """Whether it is sent; a client whose commands are not answered yet is not heard from now on, and asked again soon."""
-        if peer.busy:
-            peer.take_no_more()
-            return False
-        peer.disconnect(codes.DRAINING)
-        return True
+            self._board.spawn(turn_away(outside, self._certificate.context if self._certificate else None))
+        await Exodus(self._board, over_s).run()
 
     async def stop(self) -> None:
         """Close every connection (3001, reconnect) and the listening socket; returns when all is gone."""
@@ -297,14 +341,51 @@ class GatewayServer:
         for peer in list(self._board.peers):
             peer.disconnect(codes.SHUTDOWN)
         server.close()
+        await self._http.close()
+        self._door.cut_off_the_undecided()
         await server.wait_closed()
+        await self._emulation.stop()
         await self._board.stop()
+
+    async def _follow(self, certificate: Certificate) -> None:
+        while True:
+            await asyncio.sleep(self._settings.certificate_look_s)
+            await asyncio.to_thread(certificate.refresh)
+
+    def _arriving(self, protocol: ServerProtocol, server: Server, **options: Any) -> _Arrival | _SecureArrival:
+        """Each connection is made for a WebSocket; one that begins as plain HTTP may still become one later."""
+
+        def websocket(place: Place) -> WebSocketTransport:
+            transport = WebSocketTransport(protocol, server, **options)
+            transport.place = place
+            return transport
+
+        def http_first(place: Place) -> asyncio.Protocol:
+            return self._http.connection(place, websocket)
+
+        def arrival(place: Place | None = None) -> _Arrival:
+            made = _Arrival(self._door, patience_s, websocket, http_first, place)
+            made.protocol = protocol
+            return made
+
+        patience_s, certificate = self._settings.open_timeout_s, self._certificate
+        if certificate is None:
+            return arrival()
+        secure = _SecureArrival(
+            self._door,
+            patience_s,
+            lambda: certificate.context,
+            self._settings.write_limit_bytes,
+            arrival,
+            self._board.spawn,
+        )
+        secure.protocol = protocol
+        return secure
 
     async def _serve(self, socket: ServerConnection) -> None:
         assert isinstance(socket, WebSocketTransport)
-        socket.request = _FORGOTTEN
-        socket.response = None
-        socket.peer = Connection(self._board, _Wire(socket, self._frames))
+        codec = _CODECS.get(socket.subprotocol or JSON.name, JSON)
+        socket.opened(Connection(self._board, _Wire(socket, codec, self._frames[codec]), codec))
         await socket.wait_closed()
 
     def _check(self, socket: ServerConnection, request: Request) -> Response | None:
@@ -326,4 +407,4 @@ class GatewayServer:
 
 
 def _select_subprotocol(_: ServerConnection, offered: Any) -> Subprotocol | None:
-    return _SUBPROTOCOL if _SUBPROTOCOL in offered else None
+    return next((Subprotocol(name) for name in offered if name in _CODECS), None)

@@ -1,23 +1,30 @@
 """A session: what one authenticated client has said, and what follows from it. Bytes in, effects out, no I/O.
 
 Whoever drives a session performs the effects and reports back: `bytes` are queued for the client; a `Signal` is passed on;
-`Work` is done and answered by exactly one of `verified`, `attached`, `detached`, `succeeded` or `failed`; after `Close`
+`Work` is done and answered by exactly one of `verified`, `attached`, `detached`, `answered` or `failed`; after `Close`
 nothing more happens.
 
 Commands about one stream are worked on one after the other, in the order they came; those about different streams at once.
 """
 
 from collections import deque
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
+from domain import access
 from domain.channels import parse_channel
 from domain.commands import Actor, Command, Query, Signal
-from domain.errors import Refusal, Refused
+from domain.errors import FieldError, Refusal, Refused
 from domain.ports import Identity
+from domain.presence import user_channel
+from domain.redaction import redacted
+from domain.sentences import in_language, language_of
 from gateway import codes, protocol, rpc
+from gateway.budget import Budget, Share
+from gateway.codec import JSON, Codec
 from gateway.codes import Disconnect, ErrorCode
+from gateway.progress import NOTHING, Taken
 from gateway.recovery import Cursor
 from gateway.settings import GatewaySettings
 
@@ -65,45 +72,71 @@ class History(Work, tag="history"):
     request: protocol.HistoryRequest
 
 
+class Attend(Work, tag="attend"):
+    """Who is on a followed channel, or how many?"""
+
+    name: Literal["presence", "presence_stats"]
+
+
+class Whereabouts(Work, tag="whereabouts"):
+    """Which of these users are online, and on which devices?"""
+
+    user_ids: tuple[str, ...]
+
+
 class Close(msgspec.Struct, frozen=True):
     """Flush what is queued and close the connection."""
 
     why: Disconnect
 
 
-Effect = bytes | Signal | Verify | Attach | Detach | Ask | Sync | History | Close
-AnyWork = Verify | Attach | Detach | Ask | Sync | History
+AnyWork = Verify | Attach | Detach | Ask | Sync | History | Attend | Whereabouts
+Effect = bytes | Signal | AnyWork | Close
 
 _TOKEN_LANE = "token"  # noqa: S105 - a lane, not a secret
 
 
 class Session:
-    """The state of one client. `client_id` names the connection, `now_s` is monotonic throughout."""
+    """The state of one client. `client_id` names the connection to others, `now_s` is monotonic throughout.
+
+    `key` is what a client shows with commands that do not come on the connection itself; empty where they all do.
+    """
 
     __slots__ = (
-        "_allowance", "_allowance_at", "_attaching", "_effects", "_expires_at", "_held", "_lanes", "_opened_at", "_overdrawn",
-        "_ping_at", "_pong_by", "_settings", "_state", "_waiting", "client_id", "identity", "in_flight", "subscriptions",
+        "_attaching", "_bytes", "_codec", "_commands", "_effects", "_expires_at", "_held", "_key", "_lanes", "_opened_at",
+        "_ping_at", "_pong_by", "_settings", "_share", "_state", "_taken_bytes", "_too_much", "_waiting", "client_id",
+        "hands_over", "identity", "in_flight", "locale", "subscriptions",
     )  # fmt: skip
 
-    def __init__(self, settings: GatewaySettings, client_id: str, now_s: float) -> None:
+    def __init__(
+        self, settings: GatewaySettings, client_id: str, now_s: float, codec: Codec = JSON, key: str = ""
+    ) -> None:
         self._settings = settings
+        self._codec = codec
+        self._key = key
         self._state: Literal["new", "verifying", "open", "closed"] = "new"
         self._opened_at = now_s
         self._ping_at = 0.0
         self._pong_by = 0.0
+        self._taken_bytes = 0
         self._expires_at = 0.0
         self._effects: list[Effect] = []
         self._held: list[protocol.Command] | None = None
         self._lanes: dict[str, deque[AnyWork] | None] = {}
         self._waiting: deque[AnyWork] | None = None
-        self._allowance = settings.commands_per_s * 4
-        self._allowance_at = now_s
-        self._overdrawn = 0
+        self._commands = Budget(settings.commands_per_s, now_s)
+        self._bytes = Budget(settings.bytes_per_s, now_s)
+        self._too_much = False
+        self._share: Share[Any] | None = None
         self._attaching = 0
         self.client_id = client_id
         self.identity: Identity | None = None
         self.in_flight = 0
         """Works under way."""
+        self.hands_over = False
+        """Whether the client connects anew before it lets go of a connection that is to end."""
+        self.locale = ""
+        """The language that it has asked for, if it is one of ours."""
         self.subscriptions: dict[str, Cursor] = {}
 
     # --- what the driver may look at -----------------------------------------------------------------------------
@@ -116,6 +149,11 @@ class Session:
     def open(self) -> bool:
         """Whether the client is authenticated."""
         return self._state == "open"
+
+    @property
+    def following(self) -> int:
+        """How many subscriptions stand or are being made."""
+        return len(self.subscriptions) + self._attaching
 
     @property
     def saturated(self) -> bool:
@@ -140,33 +178,42 @@ class Session:
         """One frame from the client."""
         if self._state == "closed":
             return []
-        if frame == protocol.PING:
+        if frame == self._codec.ping:
             self._pong()
             return self._take()
         try:
-            commands = protocol.decode_commands(frame, self._settings.max_depth)
+            commands = self._codec.decode(frame, self._settings.max_depth)
         except protocol.MalformedFrame:
             return self.close(codes.BAD_FRAME)
+        self._weigh(frame, now_s)
         for command in commands:
             self._receive(command, now_s)
             if self.closed:
                 break
         return self._take()
 
-    def tick(self, now_s: float) -> list[Effect]:
-        """Time has passed: ping, or give up on a client that is late."""
+    def tick(self, now_s: float, taken: Taken = NOTHING) -> list[Effect]:
+        """Time has passed: ping, or give up on a client that is late.
+
+        Who takes what waits for it is not late: the ping is behind that. Who takes nothing, or has nothing left to take, is.
+        """
         if self._state == "closed":
             return []
         if self._state != "open":
             return self.close(codes.STALE) if now_s >= self.deadline_s else []
         if self._pong_by and now_s >= self._pong_by:
-            return self.close(codes.NO_PONG)
+            if not (taken.waiting and taken.bytes > self._taken_bytes):
+                return self.close(codes.NO_PONG)
+            self._pong_by = now_s + self._settings.pong_timeout_s
+            self._taken_bytes = taken.bytes
         if now_s >= self._expires_at:
             return self.close(codes.EXPIRED)
         if now_s >= self._ping_at:
             self._ping_at = now_s + self._settings.ping_interval_s
-            self._pong_by = self._pong_by or now_s + self._settings.pong_timeout_s
-            self._effects.append(protocol.PING)
+            if not self._pong_by:
+                self._pong_by = now_s + self._settings.pong_timeout_s
+                self._taken_bytes = taken.bytes
+            self._effects.append(self._codec.ping)
         return self._take()
 
     def close(self, why: Disconnect) -> list[Effect]:
@@ -182,8 +229,10 @@ class Session:
 
     # --- reports -------------------------------------------------------------------------------------------------
 
-    def verified(self, work: Verify, identity: Identity, now_s: float, now_ms: int) -> list[Effect]:
-        """The token is good."""
+    def verified(
+        self, work: Verify, identity: Identity, now_s: float, now_ms: int, share: Share[Any] | None = None
+    ) -> list[Effect]:
+        """The token is good. `share` is what the user's connections share."""
         if self._state == "closed":
             return []
         known = self.identity
@@ -191,12 +240,13 @@ class Session:
             return self.close(codes.INVALID_TOKEN)
         life_s = (identity.expires_at - now_ms) / 1000
         self.identity = identity
+        self._share = share
         self._expires_at = now_s + life_s + self._settings.expiry_grace_s
         ttl = max(1, int(life_s))
         settings = self._settings
         if work.name == "refresh":
             refreshed = protocol.RefreshResult(self.client_id, settings.version, True, ttl)
-            return self.succeeded(work, protocol.reply(work.command_id, "refresh", refreshed))
+            return self.answered(work, "refresh", refreshed)
         self._state = "open"
         self._ping_at = now_s + settings.ping_interval_s
         connected = protocol.ConnectResult(
@@ -206,11 +256,11 @@ class Session:
             ttl=ttl,
             ping=max(1, round(settings.ping_interval_s)),
             pong=True,
-            session=self.client_id,
+            session=self._key,
             node=settings.name,
             subs={f"user:{identity.user_id}": {}},
         )
-        self._effects.append(protocol.reply(work.command_id, "connect", connected))
+        self._effects.append(self._codec.reply(work.command_id, "connect", connected))
         self._finish(work)
         held, self._held = self._held or [], None
         for command in held:
@@ -222,23 +272,23 @@ class Session:
         self._attaching -= 1
         if self._state != "closed":
             self.subscriptions[work.lane] = cursor
-        return self.succeeded(work, protocol.reply(work.command_id, "subscribe", result))
+        return self.answered(work, "subscribe", result)
 
     def detached(self, work: Detach) -> list[Effect]:
         """The subscription is gone."""
         self.subscriptions.pop(work.lane, None)
-        return self.succeeded(work, protocol.reply(work.command_id, "unsubscribe", {}))
+        return self.answered(work, "unsubscribe", protocol.EmptyResult())
 
     def expelled(self, channel: str) -> list[Effect]:
         """The server ends a subscription: the user is no longer a member."""
         if self.subscriptions.pop(channel, None) is not None and self._state != "closed":
-            self._effects.append(protocol.unsubscribe_push(channel, codes.MEMBERSHIP_LOST))
+            self._effects.append(self._codec.unsubscribed(channel, codes.MEMBERSHIP_LOST))
         return self._take()
 
-    def succeeded(self, work: AnyWork, reply: bytes) -> list[Effect]:
-        """The work is done, and this is its answer."""
+    def answered(self, work: AnyWork, name: str, result: protocol.Result) -> list[Effect]:
+        """The work is done, and this is what the command of this name is answered."""
         if self._state != "closed":
-            self._effects.append(reply)
+            self._effects.append(self._codec.reply(work.command_id, name, result))
         self._finish(work)
         return self._take()
 
@@ -248,8 +298,11 @@ class Session:
             self._state, self._held = "new", None
         if isinstance(work, Attach):
             self._attaching -= 1
-        detail = None if refused is None else _detail(refused)
-        return self.succeeded(work, protocol.error_reply(work.command_id, error, detail))
+        if self._state != "closed":
+            detail = None if refused is None else self._detail(refused)
+            self._effects.append(self._codec.error(work.command_id, error, detail))
+        self._finish(work)
+        return self._take()
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -264,13 +317,15 @@ class Session:
         self._effects = [*self._effects, *self.close(codes.BAD_FRAME)]
 
     def _error(self, command: protocol.Command, error: ErrorCode) -> None:
-        self._effects.append(protocol.error_reply(command.id, error))
+        self._effects.append(self._codec.error(command.id, error))
 
     def _receive(self, command: protocol.Command, now_s: float) -> None:
         if command.connect is not None:
             if self._state != "new" or command.id == 0:
                 return self._bad()
             self._state = "verifying"
+            known = command.connect.known
+            self.hands_over, self.locale = known.handover, language_of(known.locale)
             return self._start(Verify(command.id, _TOKEN_LANE, command.connect.token, "connect"))
         if self._state == "verifying":
             return self._hold(command)
@@ -304,20 +359,20 @@ class Session:
             self._bad()
 
     def _within_budget(self, now_s: float) -> bool:
-        """A token bucket; who keeps on against its answers for ten bursts is cut off."""
-        rate = self._settings.commands_per_s
-        if not rate:
-            return True
-        self._allowance = min(rate * 4, self._allowance + (now_s - self._allowance_at) * rate)
-        self._allowance_at = now_s
-        if self._allowance >= 1:
-            self._allowance -= 1
-            self._overdrawn = 0
-            return True
-        self._overdrawn += 1
-        if self._overdrawn > rate * 40:
+        """One command more. Who keeps on against the answers is cut off; what other devices of the user do is not held
+        against this one."""
+        if not self._too_much and self._commands.spend(1, now_s):
+            return self._share is None or self._share.commands.spend(1, now_s)
+        if self._commands.abused or self._bytes.abused:
             self._effects = [*self._effects, *self.close(codes.PROTOCOL_ABUSE)]
         return False
+
+    def _weigh(self, frame: bytes, now_s: float) -> None:
+        """Every command of a frame that is beyond the bytes that may come is refused."""
+        size = len(frame)
+        self._too_much = not self._bytes.spend(size, now_s)
+        if not self._too_much and self._share is not None:
+            self._too_much = not self._share.bytes.spend(size, now_s)
 
     def _dispatch(self, command: protocol.Command) -> None:
         if command.subscribe is not None:
@@ -332,33 +387,47 @@ class Session:
             self._start(Verify(command.id, _TOKEN_LANE, command.refresh.token, "refresh"))
         elif command.publish is not None:
             self._error(command, codes.PERMISSION_DENIED)
-        elif command.presence or command.presence_stats or command.sub_refresh:
+        elif command.presence is not None:
+            self._start(Attend(command.id, command.presence.channel, "presence"))
+        elif command.presence_stats is not None:
+            self._start(Attend(command.id, command.presence_stats.channel, "presence_stats"))
+        elif command.sub_refresh is not None:
             self._error(command, codes.NOT_AVAILABLE)
         elif command.ping is not None:
-            self._effects.append(protocol.reply(command.id, "ping", {}))
+            self._effects.append(self._codec.reply(command.id, "ping", protocol.EmptyResult()))
         else:
             self._error(command, codes.METHOD_NOT_FOUND)
 
     def _subscribe(self, command: protocol.Command, request: protocol.SubscribeRequest) -> None:
         assert self.identity is not None
         channel = parse_channel(request.channel)
-        if channel is None or channel.kind == "user":
-            own = channel is not None and channel.id == self.identity.user_id
+        if channel is None or not access.on_the_wire(access.CHANNELS.get(channel.kind)):
+            return self._error(command, codes.PERMISSION_DENIED)
+        if channel.kind == "user":
+            own = channel.id == self.identity.user_id
             return self._error(command, codes.ALREADY_SUBSCRIBED if own else codes.PERMISSION_DENIED)
         return self._start(Attach(command.id, request.channel, request, channel.kind, channel.id))
 
     def _rpc(self, command: protocol.Command, request: protocol.RpcRequest) -> None:
+        if not access.on_the_wire(access.RPC.get(request.method)):
+            return self._error(command, codes.METHOD_NOT_FOUND)
         if request.method == "sync":
             return self._start(Sync(command.id, "sync"))
         try:
+            if request.method == "presence.get":
+                return self._start(Whereabouts(command.id, request.method, rpc.users_asked(request.data)))
             planned = rpc.plan(request.method, request.data, self.actor)
         except Refusal as refusal:
             error = codes.catalogue_error(refusal.code)
-            self._effects.append(protocol.error_reply(command.id, error, _detail(refusal.refused)))
+            self._effects.append(self._codec.error(command.id, error, self._detail(refusal.refused)))
             return None
         if planned is None:
             return self._error(command, codes.METHOD_NOT_FOUND)
         return self._start(Ask(command.id, planned.stream, request.method, planned))
+
+    def _detail(self, refused: Refused) -> dict[str, object] | None:
+        own = "" if self.identity is None else language_of(self.identity.locale)
+        return _detail(refused, self.locale or own)
 
     # --- lanes ---------------------------------------------------------------------------------------------------
 
@@ -389,16 +458,27 @@ class Session:
         if isinstance(work, Attach):
             if work.lane in self.subscriptions:
                 return self._settle(work, codes.ALREADY_SUBSCRIBED)
-            if len(self.subscriptions) + self._attaching >= self._settings.max_subscriptions:
+            if not self._may_follow_more():
                 return self._settle(work, codes.LIMIT_EXCEEDED)
             self._attaching += 1
-        elif isinstance(work, History) and work.lane not in self.subscriptions:
+        elif isinstance(work, History | Attend) and not self._follows(work):
             return self._settle(work, codes.PERMISSION_DENIED)
         self._effects.append(work)
         return None
 
+    def _may_follow_more(self) -> bool:
+        if self.following >= self._settings.max_subscriptions:
+            return False
+        return self._share is None or self._share.following < self._settings.max_user_subscriptions
+
+    def _follows(self, work: History | Attend) -> bool:
+        """Whether the client is on the channel; on its user's own it is from the start, but that has no history."""
+        assert self.identity is not None
+        own = isinstance(work, Attend) and work.lane == user_channel(self.identity.user_id)
+        return own or work.lane in self.subscriptions
+
     def _settle(self, work: AnyWork, error: ErrorCode) -> None:
-        self._effects.append(protocol.error_reply(work.command_id, error))
+        self._effects.append(self._codec.error(work.command_id, error))
         self._finish(work)
 
     def _finish(self, work: AnyWork) -> None:
@@ -427,13 +507,16 @@ class Session:
 _EMPTY = protocol.Command()
 
 
-def _detail(refused: Refused) -> dict[str, object] | None:
+def _detail(refused: Refused, locale: str) -> dict[str, object] | None:
     """What REST would say beside the code: the facts that disagree, and what would be allowed."""
     detail: dict[str, object] = {}
     if refused.detail:
-        detail["detail"] = refused.detail
+        detail["detail"] = in_language(redacted(refused.detail), locale)
     if refused.errors:
-        detail["errors"] = refused.errors
+        detail["errors"] = [
+            FieldError(redacted(item.field), item.code, in_language(redacted(item.message), locale))
+            for item in refused.errors
+        ]
     if refused.current is not None:
         detail["current"] = refused.current
     if refused.allowed_commands is not None:

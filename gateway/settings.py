@@ -2,6 +2,8 @@
 
 import msgspec
 
+from gateway.presence import PresenceSettings
+
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Limits hold per session unless they say otherwise. Times are seconds, sizes bytes."""
@@ -14,6 +16,11 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "gateway"
     """Sent to clients as the node's name."""
     version: str = "renoveasy"
+    certificate: str = ""
+    """A PEM file with the certificate and its chain; empty: no TLS."""
+    certificate_key: str = ""
+    certificate_look_s: float = 5
+    """How often it is looked whether these files have changed."""
     origins: tuple[str, ...] = ()
     """Allowed values of a present Origin header; none are, by default. A client that sends none is let in."""
 
@@ -28,10 +35,19 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     max_in_flight: int = 64
     """Commands being worked on; when as many more wait, the socket is not read."""
     commands_per_s: float = 0
-    """Commands a second on average, with a burst of four seconds' worth; 0 means no budget."""
+    """Commands a second on average, with a burst of four seconds' worth; 0 means no budget. So with the next three."""
+    bytes_per_s: float = 0
+    user_commands_per_s: float = 0
+    """Of all connections of one user on this gateway together."""
+    user_bytes_per_s: float = 0
+    max_user_subscriptions: int = 2_048
+    max_user_connections: int = 20
+    """Of one user on this gateway; when one more comes, the oldest is closed. 0 means no limit."""
 
     open_timeout_s: float = 10
-    """For the HTTP upgrade."""
+    """For the TLS handshake and the HTTP upgrade, or for a request's head and body."""
+    keep_alive_s: int = 60
+    """For the next request of an HTTP connection."""
     connect_timeout_s: float = 10
     """For the `connect` command after the upgrade."""
     ping_interval_s: float = 25
@@ -43,7 +59,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     ask_timeout_s: float = 4.5
     """For an answer of a stream's owner; less than the SDKs' own 5 s, so that they hear of an unknown outcome from us."""
     drain_s: float = 20
-    """Over how long draining spreads its disconnects at most: reconnects cost the other gateways a core's time."""
+    """Over how long draining spreads its disconnects at most, 4 ms each: reconnects cost the other gateways a core's time."""
+    handover_s: float = 5
+    """How long a draining gateway keeps a connection whose client is building the next one. 0: nobody is waited for."""
     tick_s: float = 0.5
     """How often deadlines are looked at and metrics written."""
 
@@ -74,12 +92,20 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True):
     """Over how long all followed streams are compared once with what their owners know; 0 means never."""
     signals: int = 10_000
     """Ephemeral items of all sessions that wait for the broker; the oldest are dropped."""
+    presence: PresenceSettings = PresenceSettings()
     sync_conversations: int = 2_000
     """The latest conversations that `sync` answers with."""
     revocation_memory_s: float = 60
     """How long a revoked session id is remembered, for connects that were under way."""
     compression: bool = False
     """permessage-deflate: saves traffic, and costs three times the memory per idle session."""
+
+
+def budgeted(settings: GatewaySettings) -> GatewaySettings:
+    """The settings, with budgets that no person's apps reach, and a program that ignores every answer does at once."""
+    return msgspec.structs.replace(
+        settings, commands_per_s=20, bytes_per_s=65_536, user_commands_per_s=60, user_bytes_per_s=196_608
+    )
 
 
 def fitting(settings: GatewaySettings, descriptors: int) -> GatewaySettings:

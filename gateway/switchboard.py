@@ -5,7 +5,7 @@ import logging
 import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -17,6 +17,7 @@ from domain.ports import (
     BrokerUnavailable,
     Clock,
     Metrics,
+    PresenceStore,
     ReadModels,
     Received,
     Router,
@@ -26,12 +27,21 @@ from domain.ports import (
 )
 from gateway import codes
 from gateway.audit import Auditor
+from gateway.budget import Share
 from gateway.codes import Disconnect
 from gateway.hub import Hub, HubChannel, stopped
-from gateway.protocol import publication, push, push_prefix
+from gateway.ops_acts import OpsActs
+from gateway.presence import Presence
+from gateway.publication import Address, Publication
 from gateway.settings import GatewaySettings
 
 log = logging.getLogger("renoveasy.gateway")
+_CANCEL_AGAIN_S: Final = 1.0
+
+
+def notice(user_id: str, kind: str, **known: object) -> Publication:
+    """What the gateway itself has to tell a user, on their own channel."""
+    return Publication(Address(f"user:{user_id}"), msgspec.json.encode({"type": kind, **known}))
 
 
 class Peer(Protocol):
@@ -42,17 +52,19 @@ class Peer(Protocol):
     @property
     def actor(self) -> Actor: ...
     @property
-    def token(self) -> str: ...
-    @property
     def deadline_s(self) -> float: ...
     @property
     def authenticated(self) -> bool: ...
     @property
     def busy(self) -> bool: ...
+    @property
+    def hands_over(self) -> bool: ...
+    @property
+    def following(self) -> int: ...
     def tick(self, now_s: float) -> None: ...
     def flush(self) -> None: ...
-    def hint(self, frame: bytes) -> None: ...
-    def ephemeral(self, frame: bytes) -> None: ...
+    def hint(self, publication: Publication, key: object = None) -> None: ...
+    def state(self, publication: Publication, key: object) -> None: ...
     def take_no_more(self) -> None: ...
     def disconnect(self, why: Disconnect) -> None: ...
 
@@ -72,8 +84,12 @@ class Switchboard:
         new_id: Callable[[], str],
         metrics: Metrics,
         chance: Callable[[], float] = random.random,
+        presence: PresenceStore | None = None,
+        ops_acts: OpsActs | None = None,
     ) -> None:
-        """`chance` gives numbers from 0 to 1."""
+        """`chance` gives numbers from 0 to 1. Without a store for presence there is none; without `ops_acts` no operator's
+        act is written down."""
+        self.ops_acts = ops_acts
         self.settings = settings
         self.router = router
         self.read_models = read_models
@@ -83,9 +99,14 @@ class Switchboard:
         self.metrics = metrics
         self.counts: Counter[str] = Counter()
         self.hub = Hub(settings, broker, reader, clock, metrics, self._recheck, self.counts)
+        self.presence: Presence | None = None
+        if presence is not None:
+            self.presence = Presence(settings.presence, presence, broker, self.hub, clock, new_id, self.counts)
+            self.hub.presence = self.presence
         self.peers: set[Peer] = set()
         self._broker = broker
         self._by_sid: dict[str, set[Peer]] = {}
+        self._shares: dict[str, Share[Peer]] = {}
         self._revoked: dict[str, float] = {}
         self._wheel: defaultdict[int, list[Peer]] = defaultdict(list)
         self._turned = int(clock.monotonic_s() / settings.tick_s)
@@ -111,14 +132,20 @@ class Switchboard:
         self.spawn(self._keep_time())
         self.spawn(self._sweep())
         self.spawn(self._auditor.watch())
+        if self.presence is not None:
+            self.spawn(self.presence.keep_for_ever())
+            self.spawn(self.presence.tell_for_ever())
 
     async def stop(self) -> None:
         """End every task and every subscription; connections must be closed before."""
         self._stopped = True
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        while tasks := list(self._tasks):
+            # A library may lose a cancellation that comes in the moment of its answer, as Python 3.11's own `wait_for` does.
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=_CANCEL_AGAIN_S)
+        if self.presence is not None:
+            await self.presence.stop()
         if self._revocations is not None:
             await stopped(self._revocations)
         await self.hub.close()
@@ -213,15 +240,29 @@ class Switchboard:
 
     # --- device sessions -----------------------------------------------------------------------------------------
 
-    def register(self, peer: Peer) -> bool:
+    def share_of(self, user_id: str) -> Share[Peer]:
+        """What the user's connections share, those that are there and the one that asks."""
+        share = self._shares.get(user_id)
+        return share if share is not None else Share(self.settings, self.clock.monotonic_s())
+
+    def register(self, peer: Peer, share: Share[Peer]) -> bool:
         """The peer speaks for its device session from now on; False if that was revoked a moment ago."""
-        session_id = peer.actor.session_id
+        session_id, user_id = peer.actor.session_id, peer.actor.id
         if session_id in self._revoked:
             return False
         self._by_sid.setdefault(session_id, set()).add(peer)
+        self._shares.setdefault(user_id, share).peers[peer] = None
+        most = self.settings.max_user_connections
+        if most and len(share.peers) > most:
+            next(iter(share.peers)).disconnect(codes.CONNECTION_LIMIT)
         return True
 
     def unregister(self, peer: Peer) -> None:
+        share = self._shares.get(peer.actor.id)
+        if share is not None:
+            share.peers.pop(peer, None)
+            if not share.peers:
+                del self._shares[peer.actor.id]
         session_id = peer.actor.session_id
         peers = self._by_sid.get(session_id)
         if peers is not None:
@@ -242,8 +283,8 @@ class Switchboard:
     # --- while the broker is away --------------------------------------------------------------------------------
 
     def _broker_lost(self) -> None:
-        for peer, frame in self._noticed("service.degraded"):
-            peer.ephemeral(frame)
+        for peer in self._there():
+            peer.state(notice(peer.actor.id, "service.degraded"), "service")
 
     def _broker_is_back(self) -> None:
         """Messages may have been missed. Events are fetched; hints are gone, so whoever lives by them is told to `sync`."""
@@ -251,11 +292,8 @@ class Switchboard:
             self._auditor.resync(self._tell_restored)
 
     def _tell_restored(self) -> None:
-        for peer, frame in self._noticed("service.restored"):
-            peer.hint(frame)
+        for peer in self._there():
+            peer.hint(notice(peer.actor.id, "service.restored"))
 
-    def _noticed(self, kind: str) -> list[tuple[Peer, bytes]]:
-        """Everybody who is logged in, and the notice on their own channel."""
-        body = publication(msgspec.json.encode({"type": kind}), 0)
-        there = [peer for peer in self.peers if peer.authenticated]
-        return [(peer, push(push_prefix(f"user:{peer.actor.id}"), body)) for peer in there]
+    def _there(self) -> list[Peer]:
+        return [peer for peer in self.peers if peer.authenticated]

@@ -4,13 +4,17 @@ from typing import Final
 
 import msgspec
 
+from domain.audit import Recorded, Wanted
 from domain.channels import STREAM_KINDS, Kind, stream_name
 from domain.commands import SYSTEM, Query, Viewed
-from domain.errors import Code, Refusal
+from domain.errors import Code, Refusal, invalid
+from domain.times import parse_rfc3339, rfc3339
 from serve_apps import admin_page
 from serve_apps.endpoint import Body, Call, Endpoint, Rule, endpoint
 from serve_apps.inspection import Inspected, StreamInspection, inspection
+from serve_apps.schemas import AuditedAct, AuditQuery, Items, clamped
 
+_ACTS_MOST: Final = 200
 _inspected: Final = msgspec.json.Decoder(Inspected)
 
 
@@ -55,6 +59,42 @@ async def _ask(call: Call, kind: Kind, stream_id: str) -> tuple[Inspected | None
         return None, f"the host's answer cannot be read: {error}"
 
 
+@endpoint("GET", "/v1/admin/audit", tag="admin", rule=Rule.OPS)
+async def list_audit(call: Call, query: AuditQuery) -> Items[AuditedAct]:
+    """What was done that matters to security, latest first: by whom, from where, to what, and how it ended.
+
+    `from` is the first instant, `to` the first one after. An operator's call of the endpoint `x` is the act `ops.x`.
+    """
+    wanted = Wanted(query.actor, query.act, _instant("from", query.since), _instant("to", query.until))
+    page = await call.services.audit.find(wanted, query.cursor, clamped(query.limit, _ACTS_MOST))
+    return Items([_act_view(item) for item in page.items], page.next_cursor)
+
+
+def _instant(field: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    try:
+        return parse_rfc3339(text)
+    except (ValueError, OverflowError) as error:
+        raise invalid(field, "invalid", "must be an instant such as 2026-01-31T09:30:00Z") from error
+
+
+def _act_view(item: Recorded) -> AuditedAct:
+    act = item.act
+    return AuditedAct(
+        number=item.number,
+        id=item.id,
+        at=rfc3339(item.at),
+        act=act.act,
+        outcome=act.outcome,
+        actor=act.actor,
+        session=act.session,
+        ip=act.ip,
+        object=act.object,
+        details=act.details,
+    )
+
+
 @endpoint("GET", "/admin", tag="admin", rule=Rule.PUBLIC, media_type="text/html")
 async def admin_form(call: Call) -> Body[str]:
     """A page that asks for an access token and a stream, and shows what `GET /v1/admin/streams/…` answers.
@@ -64,4 +104,4 @@ async def admin_form(call: Call) -> Body[str]:
     return Body(admin_page.form_page(), "text/html; charset=utf-8", admin_page.FORM_HEADERS)
 
 
-ENDPOINTS: tuple[Endpoint, ...] = (inspect_stream, admin_form)
+ENDPOINTS: tuple[Endpoint, ...] = (inspect_stream, list_audit, admin_form)

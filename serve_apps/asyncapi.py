@@ -5,8 +5,8 @@ from typing import Any, Final, get_args
 
 import msgspec
 
-from domain import chat, order_events, wire
-from serve_apps.openapi import VERSION, portable
+from domain import access, chat, order_events, wire
+from serve_apps.openapi import VERSION, WHO_MAY, portable
 from serve_apps.schemas import Timestamp, Uuid
 
 _REF: Final = "#/components/schemas/{name}"
@@ -49,9 +49,35 @@ class ServiceRestored(msgspec.Struct, tag="service.restored"):
     """A hint: that is over. Missed events follow by themselves; missed hints do not, so call `sync`."""
 
 
+class ServiceDraining(msgspec.Struct, tag="service.draining"):
+    """A hint to who connected with `data: {"handover": true}`: build the next connection, then let go of this one.
+
+    After `within_s` seconds this one is closed with 4001.
+    """
+
+    within_s: float
+
+
+class SessionLagging(msgspec.Struct, tag="session.lagging"):
+    """A hint: this connection does not read as fast as it is sent to. What it misses follows, in order, as it reads on."""
+
+
+class SessionCaughtUp(msgspec.Struct, tag="session.caught_up"):
+    """A hint: the connection has everything again."""
+
+
 _CONVERSATION: Final = (*get_args(chat.ChatEvent), chat.Typing)
 _ORDER: Final = (*get_args(order_events.AnyEvent), Position)
-_USER: Final = (chat.ConversationActivity, OrderActivity, SessionRevoked, ServiceDegraded, ServiceRestored)
+_USER: Final = (
+    chat.ConversationActivity,
+    OrderActivity,
+    SessionRevoked,
+    SessionLagging,
+    SessionCaughtUp,
+    ServiceDegraded,
+    ServiceRestored,
+    ServiceDraining,
+)
 _SENT: Final = tuple(wire.SEND_TYPES.values())
 _CHANNELS: Final = (
     ("conversation", "conversation:{conversation_id}", _CONVERSATION, "A conversation's stream, for its members."),
@@ -106,8 +132,8 @@ def asyncapi() -> dict[str, Any]:
 
 
 def _make_public(components: dict[str, Any]) -> None:
-    """Take out of the order's events what their publications leave out."""
-    names = {shape.__name__ for shape in get_args(order_events.AnyEvent)}
+    """Take out of events what their publications leave out."""
+    names = {shape.__name__ for union in (order_events.AnyEvent, chat.ChatEvent) for shape in get_args(union)}
     for name, schema in components.items():
         if name.rpartition(".")[2] in names or name.rpartition("_")[2] in names:
             schema.get("properties", {}).pop("private", None)
@@ -160,6 +186,7 @@ def _operations() -> dict[str, Any]:
             "action": "send",
             "channel": {"$ref": f"#/channels/{name}"},
             "messages": [{"$ref": f"#/channels/{name}/messages/{_tag(shape)}"} for shape in shapes],
+            **_access(access.CHANNELS[name]),
         }
     rpc = "#/channels/rpc"
     for method in wire.RPC_METHODS:
@@ -168,11 +195,17 @@ def _operations() -> dict[str, Any]:
             "channel": {"$ref": rpc},
             "messages": [{"$ref": f"{rpc}/messages/{method}.data"}],
             "reply": {"channel": {"$ref": rpc}, "messages": [{"$ref": f"{rpc}/messages/{method}.result"}]},
+            **_access(access.RPC[method]),
         }
     for shape in _SENT:
         operations[f"send.{_tag(shape)}"] = {
             "action": "receive",
             "channel": {"$ref": rpc},
             "messages": [{"$ref": f"{rpc}/messages/send.{_tag(shape)}"}],
+            **_access(access.SEND[_tag(shape)]),
         }
     return operations
+
+
+def _access(given: access.Access) -> dict[str, Any]:
+    return {"description": f"Who may: {WHO_MAY[given.rule]}", "x-rule": given.rule, "x-rate": given.rate}

@@ -5,18 +5,23 @@ from typing import Any
 import msgspec
 
 from domain.chat import MAX_MEMBERS
-from domain.errors import invalid
+from domain.errors import Code, Refusal, invalid
 from domain.ids import derived_uuid7, uuid7_ms
 from domain.ports import ConversationRow, MessageRow
 from domain.times import rfc3339
 from serve_apps.endpoint import Body, Call, Endpoint, Rule, endpoint
+from serve_apps.mutes import mutes_of
 from serve_apps.schemas import (
+    AddMember,
     After,
+    ConversationDetails,
     ConversationItem,
     Event,
     Items,
     Listing,
+    MessageHistory,
     MessageQuery,
+    MessageVersionView,
     MessageView,
     OpenConversation,
     OpenedConversation,
@@ -36,7 +41,8 @@ async def list_conversations(call: Call, query: Listing) -> Body[Items[Conversat
     """The caller's conversations, latest activity first."""
     limit = clamped(query.limit, _LIST_MOST)
     page = await call.services.read_models.conversations(call.caller.user_id, query.cursor, limit)
-    items = (msgspec.Raw(msgspec.json.encode(_item(row))) for row in page.items)
+    mutes = await mutes_of(call, page.items)
+    items = (msgspec.Raw(msgspec.json.encode(_item(row) | mutes[row.id])) for row in page.items)
     return Body(page_of(items, page.next_cursor))
 
 
@@ -51,6 +57,24 @@ def _item(row: ConversationRow) -> dict[str, Any]:
         "updated_at": rfc3339(row.updated_at),
     }
     return item if row.order_id is None else item | {"order_id": row.order_id}
+
+
+@endpoint("GET", "/v1/conversations/{conversation_id}", tag="conversations", rule=Rule.MEMBER, stream="conversation")
+async def read_conversation(call: Call, conversation_id: str) -> Body[ConversationDetails]:
+    """A conversation: its members, and how far each of them and their devices are."""
+    viewed = await call.view("conversation", conversation_id)
+    standing = msgspec.json.decode(viewed.body, type=_Standing)
+    after = max(standing.read_offset, standing.joined_offset)
+    unread = 0
+    if standing.offset > after:
+        unread = await call.services.read_models.unread(conversation_id, call.caller.user_id, after)
+    return Body(viewed.body[:-1] + b',"unread":%d}' % unread)
+
+
+class _Standing(msgspec.Struct):
+    offset: int
+    read_offset: int
+    joined_offset: int = 0
 
 
 @endpoint("POST", "/v1/conversations", tag="conversations", rule=Rule.USER, status=201, keyed=True)
@@ -96,25 +120,56 @@ async def list_messages(call: Call, query: MessageQuery, conversation_id: str) -
     rows, cursor = await call.services.read_models.messages(
         conversation_id, before=query.before, after=query.after, limit=limit
     )
-    return Body(page_of((message_view(row) for row in rows), cursor))
+    return Body(page_of((message_view(row, call.caller.user_id) for row in rows), cursor))
 
 
-def message_view(row: MessageRow) -> msgspec.Raw:
-    """A message as it reads now: edited where it was edited, without its content where it was deleted."""
+def message_view(row: MessageRow, viewer: str = "") -> msgspec.Raw:
+    """A message as it reads now to the viewer: with its newest text, or without its content where it was deleted."""
     view: dict[str, Any] = msgspec.json.decode(row.data)
-    view.pop("type", None)
+    for name in ("type", "text", "masked", "erased"):
+        view.pop(name, None)
     view["offset"] = row.offset
     if row.deleted_at is not None:
-        for content in ("text", "attachments", "card"):
+        for content in ("attachments", "card", "reply_to"):
             view.pop(content, None)
         view["deleted"] = True
         view["deleted_at"] = rfc3339(row.deleted_at)
-    elif row.edited_at is not None:
-        view["text"] = row.text
+        return msgspec.Raw(msgspec.json.encode(view))
+    if (text := _text_for(viewer, view["by"], row.text, row.original)) is not None:
+        view["text"] = text
+    if row.masked:
+        view["masked"] = row.masked
+    if row.edited_at is not None:
         view["edited_at"] = rfc3339(row.edited_at)
-    if row.reactions and row.deleted_at is None:
+    if row.reactions:
         view["reactions"] = row.reactions
     return msgspec.Raw(msgspec.json.encode(view))
+
+
+def _text_for(viewer: str, author: str, text: str | None, original: str | None) -> str | None:
+    """What hides contact details from others hides nothing from its author."""
+    return original if original is not None and viewer == author else text
+
+
+@endpoint(
+    "GET",
+    "/v1/conversations/{conversation_id}/messages/{message_id}/history",
+    tag="conversations",
+    rule=Rule.MEMBER,
+    stream="conversation",
+)
+async def message_history(call: Call, conversation_id: str, message_id: str) -> MessageHistory:
+    """Every text that a message had, oldest first. Nothing of a deleted one."""
+    await attach(call, "conversation", conversation_id)
+    versions = await call.services.read_models.history(conversation_id, message_id)
+    if versions is None:
+        raise Refusal(Code.NOT_FOUND, "there is no such message in this conversation")
+    items = []
+    for version in versions:
+        text = _text_for(call.caller.user_id, version.by, version.text, version.original)
+        shown = msgspec.UNSET if text is None else text
+        items.append(MessageVersionView(rfc3339(version.at), version.offset, shown))
+    return MessageHistory(items)
 
 
 @endpoint(
@@ -127,13 +182,45 @@ def message_view(row: MessageRow) -> msgspec.Raw:
 )
 async def send_message(call: Call, body: SendMessage, conversation_id: str) -> Sent:
     """Say something, as `message.send` on the WebSocket; the same id sent by both is one message."""
-    message_id = call.write_id(body.id)
-    if message_id is None:
-        await attach(call, "conversation", conversation_id)
-        raise invalid("id", "required", "give the message an id, or send the header Idempotency-Key")
     payload = {"text": body.text, "attachments": body.attachments, "reply_to": body.reply_to}
-    accepted = await call.command("conversation", conversation_id, "send", message_id, payload)
+    return await _write(call, conversation_id, "send", body.id, payload)
+
+
+async def _write(call: Call, conversation_id: str, name: str, given: str | None, payload: dict[str, Any]) -> Sent:
+    command_id = call.write_id(given)
+    if command_id is None:
+        await attach(call, "conversation", conversation_id)
+        raise invalid("id", "required", "give the write an id, or send the header Idempotency-Key")
+    accepted = await call.command("conversation", conversation_id, name, command_id, payload)
     return Sent(accepted.offset, rfc3339(accepted.at), accepted.replayed)
+
+
+@endpoint(
+    "POST",
+    "/v1/conversations/{conversation_id}/members",
+    tag="conversations",
+    rule=Rule.MEMBER,
+    stream="conversation",
+    keyed=True,
+)
+async def add_member(call: Call, body: AddMember, conversation_id: str) -> Sent:
+    """Make another user a member. Any member may; an order's conversations have the members that the order has."""
+    return await _write(call, conversation_id, "member.add", body.id, {"user_id": body.user_id})
+
+
+@endpoint(
+    "DELETE",
+    "/v1/conversations/{conversation_id}/members/{user_id}",
+    tag="conversations",
+    rule=Rule.MEMBER,
+    stream="conversation",
+    keyed=True,
+)
+async def remove_member(call: Call, conversation_id: str, user_id: str) -> Sent:
+    """Take a member out of the conversation, or leave it oneself. Who opened it may take out others."""
+    if user_id == call.caller.user_id:
+        return await _write(call, conversation_id, "leave", None, {})
+    return await _write(call, conversation_id, "member.remove", None, {"user_id": user_id})
 
 
 @endpoint(
@@ -151,7 +238,11 @@ async def conversation_events(call: Call, query: After, conversation_id: str) ->
 ENDPOINTS: tuple[Endpoint, ...] = (
     list_conversations,
     open_conversation,
+    read_conversation,
     list_messages,
+    message_history,
     send_message,
+    add_member,
+    remove_member,
     conversation_events,
 )

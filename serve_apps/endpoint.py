@@ -4,13 +4,14 @@ The order of the checks is fixed: existence of the route, rate, identity, ids in
 endpoint is about a stream, bad parameters are told only to who may know of the stream.
 """
 
+import asyncio
+import hashlib
 import inspect
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import ip_network
 from typing import Any, Final, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -20,51 +21,25 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
+from domain.access import GUARDED, admits
+from domain.access import Rate as Rate  # what every row of the table needs comes from here
+from domain.access import Rule as Rule
 from domain.channels import Kind
 from domain.commands import Accepted, Actor, Command, Query, Viewed
+from domain.devices import API_KEY_PREFIX, ApiKey, require_second_factor
 from domain.errors import Code, Refusal, from_validation, invalid
+from domain.identities import PROVIDER_NAME
 from domain.ids import is_uuid
+from domain.places import network_of
 from domain.ports import Identity, StoreUnavailable, User
+from serve_apps.audited import OpsAct
 from serve_apps.i18n import locale_of
-from serve_apps.problems import request_id_of
+from serve_apps.problems import OWN_LOCALE, request_id_of
 from serve_apps.services import RestSettings, Services
 
 JSON: Final = "application/json"
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 T = TypeVar("T")
-
-
-class Rule(StrEnum):
-    """Who may call an endpoint. What a stream's own rules decide comes after it."""
-
-    PUBLIC = "public"
-    """Anybody."""
-    USER = "user"
-    """Whoever has a valid access token."""
-    MEMBER = "member"
-    """A user whom the stream in the path admits; to all others it does not exist."""
-    OWNER = "owner"
-    """A user, and only about what is their own; the rest does not exist."""
-    OPS = "ops"
-    """Operations: an account with one of the roles in `OPERATORS`. All others are refused, whatever they ask about."""
-    SIGNED = "signed"
-    """A payment provider that signs its body."""
-    DEV = "dev"
-    """Anybody, in the environment `dev`; elsewhere it does not exist."""
-
-
-GUARDED: Final = frozenset({Rule.USER, Rule.MEMBER, Rule.OWNER, Rule.OPS})
-"""The rules that ask for an access token."""
-OPERATORS: Final = frozenset({"ops", "admin"})
-
-
-class Rate(StrEnum):
-    """Which limits count a request."""
-
-    NONE = "none"
-    GENERAL = "general"
-    AUTH = "auth"
-    """An attempt to log in: few an hour, and refused where nobody can count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +74,18 @@ class Endpoint:
     details: str = ""
     words: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Parts of the path that are not ids, each with the words that it may be; all others do not exist."""
+    names: tuple[str, ...] = ()
+    """Parts of the path that are short lower-case words."""
     html: bool = False
     """Answers with a page as well, to who asks for `text/html`."""
+    first_factor: bool = False
+    """Of the rule `ops`, but without the second factor: what gives it."""
+    api_keys: bool = False
+    """Takes a worker's API key in place of an access token. What is not declared so refuses one."""
+    raw: bool = False
+    """Its body is bytes of other types than JSON, and it reads them itself."""
+    conflicts: bool = False
+    """May contradict how things stand, though it is no write to a stream."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -109,11 +94,16 @@ class Endpoint:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        return tuple(part for part in self.parts if part not in self.words)
+        return tuple(part for part in self.parts if part not in self.words and part not in self.names)
 
     def exists(self, parts: Mapping[str, str]) -> bool:
         """Whether there can be anything at all under these parts of the path."""
-        return all(value in self.words[name] if name in self.words else is_uuid(value) for name, value in parts.items())
+        return all(self._can_be(name, value) for name, value in parts.items())
+
+    def _can_be(self, name: str, value: str) -> bool:
+        if name in self.names:
+            return re.fullmatch(PROVIDER_NAME, value) is not None
+        return value in self.words[name] if name in self.words else is_uuid(value)
 
 
 Function = TypeVar("Function", bound=Callable[..., Awaitable[Any]])
@@ -131,7 +121,12 @@ def endpoint(
     media_type: str = JSON,
     keyed: bool = False,
     words: Mapping[str, tuple[str, ...]] | None = None,
+    names: tuple[str, ...] = (),
     html: bool = False,
+    first_factor: bool = False,
+    api_keys: bool = False,
+    raw: bool = False,
+    conflicts: bool = False,
 ) -> Callable[[Function], Endpoint]:
     """Make an endpoint of a function `(call, [body], [query], ids...)`; its annotations are the documented shapes.
 
@@ -162,7 +157,12 @@ def endpoint(
             keyed=keyed,
             details=details.strip(),
             words=words or {},
+            names=names,
             html=html,
+            first_factor=first_factor,
+            api_keys=api_keys,
+            raw=raw,
+            conflicts=conflicts,
         )
 
     return wrap
@@ -171,13 +171,14 @@ def endpoint(
 class Call:
     """One request on its way through an endpoint: who calls, from where, and the ports."""
 
-    __slots__ = ("headers", "identity", "ip", "request", "services", "settings")
+    __slots__ = ("api_key", "headers", "identity", "ip", "request", "services", "settings")
 
     def __init__(self, request: Request[Any, Any, Any], services: Services, settings: RestSettings) -> None:
         self.request = request
         self.services = services
         self.settings = settings
         self.identity: Identity | None = None
+        self.api_key: ApiKey | None = None
         self.headers = _headers(request.scope["headers"])
         self.ip = client_ip(
             request.scope.get("client"), self.headers.get(b"x-forwarded-for", b""), settings.trusted_hops
@@ -203,7 +204,8 @@ class Call:
 
     @property
     def locale(self) -> str:
-        return locale_of(self.headers.get(b"accept-language", b"").decode("latin-1"))
+        own = "" if self.identity is None else self.identity.locale
+        return locale_of(self.headers.get(b"accept-language", b"").decode("latin-1"), own)
 
     def now_ms(self) -> int:
         return self.services.clock.now_ms()
@@ -288,43 +290,96 @@ def _quality(accept: bytes, media_type: bytes) -> float:
 
 
 def client_ip(client: Any, forwarded: bytes, trusted_hops: int) -> str:
-    """The caller's address, an IPv6 one as its /64: the entry that the outermost trusted proxy appended."""
+    """The caller's address, an IPv6 one as its /64: the entry that the outermost trusted proxy appended.
+
+    Nothing else that a request says of its origin is believed.
+    """
     address = str(client[0]) if client else ""
     if trusted_hops:
         chain = [item.strip().decode("latin-1") for item in forwarded.split(b",")]
         if len(chain) >= trusted_hops and chain[-trusted_hops]:
             address = chain[-trusted_hops]
-    try:
-        parsed = ip_address(address)
-    except ValueError:
-        return "unknown"
-    return str(ip_network((parsed, 64), strict=False)) if isinstance(parsed, IPv6Address) else address
+    return network_of(address)
+
+
+def wider_network(ip: str) -> str | None:
+    """The /48 around an IPv6 /64, which one customer may have whole; None for all else."""
+    return str(ip_network(ip).supernet(new_prefix=48)) if ip.endswith("/64") else None
 
 
 _BEARER = re.compile(rb"(?i:bearer) +([A-Za-z0-9._~+/=-]{1,4096})")
 
 
-async def _identify(call: Call) -> Identity:
+async def _identify(call: Call, row: Endpoint) -> Identity:
     match = _BEARER.fullmatch(call.headers.get(b"authorization", b""))
     if match is None:
-        raise Refusal(Code.UNAUTHENTICATED, "send the header Authorization: Bearer <access token>")
-    return await call.services.verifier.verify(match[1].decode("ascii"))
+        raise Refusal(Code.UNAUTHENTICATED, "send an access token in the header Authorization")
+    token = match[1].decode("ascii")
+    if token.startswith(API_KEY_PREFIX):
+        return await _identify_key(call, row, token)
+    return await call.services.verifier.verify(token)
+
+
+async def _identify_key(call: Call, row: Endpoint, token: str) -> Identity:
+    """Whom an API key speaks for, where the endpoint takes one. Its id stands in for a session's, which it has none of."""
+    services, settings = call.services, call.settings
+    key = await services.api_keys.find(hashlib.sha256(token.encode()).digest(), call.now_ms())
+    user = None if key is None else (await services.accounts.get([key.user_id])).get(key.user_id)
+    if key is None or user is None or "worker" not in user.roles:
+        raise Refusal(Code.UNAUTHENTICATED)
+    if settings.rate_limits:
+        try:
+            wait_s = await services.limiter.hit(f"key:{key.id}", settings.api_key_per_hour, 3600)
+        except StoreUnavailable:
+            wait_s = None
+        if wait_s is not None:
+            raise Refusal(Code.RATE_LIMITED, "too many requests by this API key", retry_after_s=wait_s)
+    if not row.api_keys:
+        raise Refusal(Code.FORBIDDEN, "API keys may not do this")
+    call.api_key = key
+    return Identity(user.id, key.id, call.now_ms() + settings.access_ttl_s * 1000, user.locale)
+
+
+async def _check_operator(call: Call, row: Endpoint) -> None:
+    if not admits(row.rule, (await call.user()).roles):
+        raise Refusal(Code.FORBIDDEN, "for operations only")
+    if call.settings.ops_totp and not row.first_factor:
+        require_second_factor(await call.services.sessions.get(call.caller.session_id), call.now_ms())
 
 
 async def _count(call: Call, rate: Rate) -> None:
     settings, limiter = call.settings, call.services.limiter
     if rate is Rate.NONE or not settings.rate_limits:
         return
+    limits = [("ip", settings.requests_per_ip_minute, 60)]
+    if rate is Rate.AUTH:
+        limits.append(("auth", settings.auth_per_ip_hour, 3600))
+    networks = [(call.ip, 1)]
+    if wider := wider_network(call.ip):
+        networks.append((wider, settings.wide_network_times))
+    for name, most, window_s in limits:
+        for network, times in networks:
+            try:
+                wait_s = await limiter.hit(f"{name}:{network}", most * times, window_s)
+            except StoreUnavailable:
+                if rate is Rate.AUTH:
+                    raise
+                return
+            if wait_s is not None:
+                raise Refusal(Code.RATE_LIMITED, "too many requests from this address", retry_after_s=wait_s)
+
+
+async def _count_upload(call: Call) -> None:
+    if not call.settings.rate_limits:
+        return
     try:
-        wait_s = await limiter.hit(f"ip:{call.ip}", settings.requests_per_ip_minute, 60)
-        if wait_s is None and rate is Rate.AUTH:
-            wait_s = await limiter.hit(f"auth:{call.ip}", settings.auth_per_ip_hour, 3600)
+        wait_s = await call.services.limiter.hit(
+            f"upload:{call.caller.user_id}", call.settings.uploads_per_user_hour, 3600
+        )
     except StoreUnavailable:
-        if rate is Rate.AUTH:
-            raise
         return
     if wait_s is not None:
-        raise Refusal(Code.RATE_LIMITED, "too many requests from this address", retry_after_s=wait_s)
+        raise Refusal(Code.RATE_LIMITED, "too many uploads, try again later", retry_after_s=wait_s)
 
 
 def _parse_query(raw: bytes, shape: Any) -> Any:
@@ -342,11 +397,17 @@ def _parse_query(raw: bytes, shape: Any) -> Any:
 
 
 async def _read_body(call: Call, decoder: "msgspec.json.Decoder[Any]") -> Any:
-    raw = await call.request.body()
+    try:
+        async with asyncio.timeout(call.settings.body_timeout_s):
+            raw = await call.request.body()
+    except TimeoutError as error:
+        raise Refusal(Code.UNAVAILABLE, "the request did not arrive in time; try again with the same id") from error
     kind = call.headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if raw and kind and kind != b"application/json":
         raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json")
     try:
+        if not raw.isascii():
+            raw.decode()  # the decoder skips fields that it does not know without a look at their bytes
         return decoder.decode(raw or b"{}")
     except msgspec.ValidationError as error:
         raise from_validation(error) from error
@@ -376,9 +437,14 @@ def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPR
             raise NotFoundException
         await _count(call, row.rate)
         if row.rule in GUARDED:
-            call.identity = await _identify(call)
-        if row.rule is Rule.OPS and OPERATORS.isdisjoint((await call.user()).roles):
-            raise Refusal(Code.FORBIDDEN, "for operations only")
+            call.identity = await _identify(call, row)
+            request.scope[OWN_LOCALE] = call.identity.locale  # type: ignore[typeddict-unknown-key]
+        if row.rate is Rate.UPLOAD:
+            await _count_upload(call)
+        if call.headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+            raise Refusal(Code.UNSUPPORTED_MEDIA_TYPE, "bodies are taken as they are, without Content-Encoding")
+        if row.rule is Rule.OPS:
+            await _check_operator(call, row)
         ids = request.scope["path_params"]
         if not row.exists(ids):
             raise Refusal(Code.NOT_FOUND)
@@ -388,7 +454,11 @@ def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPR
             if stream_id_name and row.stream:
                 await call.query(row.stream, ids[stream_id_name], "view" if row.stream == "order" else "attach")
             raise
-        answer = await row.run(call, **values, **ids)
+        if row.rule is Rule.OPS:
+            async with OpsAct(call, row.name, ":".join(ids[part] for part in row.parts)):
+                answer = await row.run(call, **values, **ids)
+        else:
+            answer = await row.run(call, **values, **ids)
         services.metrics.observe(histogram, time.perf_counter() - started)
         if isinstance(answer, Body):
             return ASGIResponse(
@@ -403,6 +473,7 @@ def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPR
         status_code=200,  # what Litestar checks annotations against; the answer carries its own
         name=row.name,
         media_type=row.media_type,
+        request_max_body_size=settings.upload_bytes if row.raw else settings.max_body_bytes,
         opt={"rule": row.rule, "rate": row.rate, "operation": row.name},
         include_in_schema=False,
     )

@@ -4,14 +4,16 @@ import re
 from typing import Final
 
 from domain.errors import Code
+from domain.sentences import LANGUAGES, language_of
 
-DEFAULT: Final = "en"
-LOCALES: Final = ("en", "zh")
+LOCALES: Final = LANGUAGES
+DEFAULT: Final = LANGUAGES[0]
 
 _TITLES: Final[dict[Code, tuple[str, str]]] = {
     Code.UNAUTHENTICATED: ("Log in first", "请先登录"),
     Code.TOKEN_EXPIRED: ("The access token has expired", "登录凭证已过期"),
     Code.SESSION_REVOKED: ("This device was logged out", "该设备已退出登录"),
+    Code.STEP_UP_REQUIRED: ("Confirm that it is you", "请先验证身份"),
     Code.FORBIDDEN: ("Not allowed", "无权执行此操作"),
     Code.NOT_FOUND: ("Not found", "未找到"),
     Code.METHOD_NOT_ALLOWED: ("Method not allowed", "不支持该请求方法"),
@@ -39,9 +41,12 @@ _OTP: Final = (
 _LANGUAGE = re.compile(r"\s*([A-Za-z]{2,3})(?:[-_][A-Za-z0-9]{1,8})*\s*(?:;\s*q\s*=\s*([0-9.]{1,5}))?\s*")
 
 
-def locale_of(accept_language: str) -> str:
-    """The best of our languages for an `Accept-Language` header (RFC 9110, section 12.5.4); English otherwise."""
-    best, weight = DEFAULT, 0.0
+def locale_of(accept_language: str, own: str = "") -> str:
+    """The best of our languages for an `Accept-Language` header (RFC 9110, section 12.5.4).
+
+    Where it names none of them, that of the account, whose locale is `own`; English otherwise.
+    """
+    best, weight = language_of(own) or DEFAULT, 0.0
     for item in accept_language[:256].split(",")[:16]:
         match = _LANGUAGE.fullmatch(item)
         if match is None or match[1].lower() not in LOCALES:

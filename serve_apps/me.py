@@ -5,6 +5,7 @@ from msgspec import UNSET
 from domain.aggregate import WorkerProfile
 from domain.ports import User
 from domain.times import rfc3339
+from domain.verification import is_verified
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
 from serve_apps.schemas import Me, MePatch, Money, Point, Rating, WorkerPut, WorkerView
 
@@ -29,7 +30,13 @@ def _worker_view(profile: WorkerProfile) -> WorkerView:
     return WorkerView(list(profile.skills), base, profile.radius_m, money_of(profile), profile.bio)
 
 
-def me_view(user: User) -> Me:
+def verified(call: Call, user: User, profile: WorkerProfile) -> bool:
+    """Whether operations vouch for the worker now."""
+    policy = call.services.orders.policy
+    return is_verified(profile.skills, user.identity_until, user.licences, policy, call.now_ms())
+
+
+def me_view(call: Call, user: User) -> Me:
     """An account as its owner sees it."""
     return Me(
         id=user.id,
@@ -40,14 +47,15 @@ def me_view(user: User) -> Me:
         created_at=rfc3339(user.created_at),
         avatar=UNSET if user.avatar is None else user.avatar,
         worker=UNSET if user.worker is None else _worker_view(user.worker),
+        verified=UNSET if user.worker is None else verified(call, user, user.worker),
         rating=rating_of(user) if user.worker is not None or user.rating_count else UNSET,
     )
 
 
-@endpoint("GET", "/v1/me", tag="people", rule=Rule.OWNER)
+@endpoint("GET", "/v1/me", tag="people", rule=Rule.OWNER, api_keys=True)
 async def get_me(call: Call) -> Me:
     """The caller's account."""
-    return me_view(await call.user())
+    return me_view(call, await call.user())
 
 
 @endpoint("PATCH", "/v1/me", tag="people", rule=Rule.OWNER)
@@ -60,7 +68,9 @@ async def patch_me(call: Call, body: MePatch) -> Me:
         locale=None if body.locale is UNSET else body.locale,
         avatar=None if body.avatar is UNSET else body.avatar,
     )
-    return me_view(changed)
+    if changed.locale != user.locale:
+        call.services.verifier.forget(call.caller.session_id)  # it is remembered with the session
+    return me_view(call, changed)
 
 
 @endpoint("PUT", "/v1/me/worker", tag="people", rule=Rule.OWNER)
@@ -77,7 +87,7 @@ async def put_worker(call: Call, body: WorkerPut) -> Me:
         currency=rate.currency,
         bio=body.bio,
     )
-    return me_view(await call.services.accounts.become_worker(user.id, profile))
+    return me_view(call, await call.services.accounts.become_worker(user.id, profile))
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (get_me, patch_me, put_worker)

@@ -5,8 +5,11 @@ from typing import Any, Final
 
 import msgspec
 
+from domain.access import GUARDED, Rate, Rule
 from domain.errors import STATUS, Code
-from serve_apps.endpoint import GUARDED, JSON, Endpoint, Rate, Rule
+from domain.identities import PROVIDER_NAME
+from domain.uploads import TYPES
+from serve_apps.endpoint import JSON, Endpoint
 from serve_apps.problems import PROBLEM_JSON, Problem
 
 VERSION: Final = "1.0.0"
@@ -18,13 +21,13 @@ _DESCRIPTIONS: Final = {
     404: "It does not exist, or the caller may not know of it",
     409: "It contradicts how things stand: see `code`, `current` and `allowed_commands`",
     413: "The body is too large",
-    415: "The body is not application/json",
+    415: "The body is not of a type that is taken here",
     422: "The request is not valid: see `errors`",
     429: "Too many requests; `Retry-After` says when",
     500: "A bug of the platform's own, logged under `request_id`",
     503: "Temporarily unavailable; the outcome of a write is unknown until it is repeated with the same id",
 }
-_RULES: Final = {
+WHO_MAY: Final = {
     Rule.PUBLIC: "Anybody.",
     Rule.USER: "Any user.",
     Rule.MEMBER: "Those whom the stream admits; to all others it does not exist.",
@@ -32,6 +35,7 @@ _RULES: Final = {
     Rule.OPS: "Operations: accounts with the role `ops` or `admin`.",
     Rule.SIGNED: "The payment provider, by signature.",
     Rule.DEV: "Anybody, in the environment `dev`; elsewhere it does not exist.",
+    Rule.NOBODY: "Nobody.",
 }
 
 
@@ -73,7 +77,10 @@ def openapi(rows: Sequence[Endpoint]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "api_key": {"type": "http", "scheme": "bearer", "description": "A worker's API key: `rek_…`"},
+            },
             "responses": {f"Problem{status}": _problem(status, by_shape[Problem]) for status in sorted(_DESCRIPTIONS)},
         },
     }
@@ -91,13 +98,19 @@ def _operation(row: Endpoint, by_shape: dict[Any, Any], schemas: dict[str, Any])
         "operationId": row.name,
         "tags": [row.tag],
         "summary": row.summary,
-        "description": f"{row.details}\n\nWho may: {_RULES[row.rule]} Rate class: `{row.rate}`.".strip(),
+        "description": f"{row.details}\n\nWho may: {WHO_MAY[row.rule]} Rate class: `{row.rate}`.".strip(),
         "parameters": [*_path_parameters(row), *_query_parameters(row, by_shape, schemas), *_header_parameters(row)],
         "responses": _responses(row, by_shape),
-        "security": [{"bearer": []}] if row.rule in GUARDED else [],
+        "security": [{"bearer": []}, *([{"api_key": []}] if row.api_keys else [])] if row.rule in GUARDED else [],
         "x-rule": row.rule,
         "x-rate": row.rate,
     }
+    if row.raw:
+        binary = {"type": "string", "format": "binary"}
+        content: dict[str, Any] = {
+            media_type: {"schema": binary} for media_type in sorted(frozenset().union(*TYPES.values()))
+        }
+        operation["requestBody"] = {"required": True, "content": content}
     if row.body is not None:
         needed = any(field.required for field in msgspec.structs.fields(row.body))
         operation["requestBody"] = {"required": needed, "content": {JSON: {"schema": by_shape[row.body]}}}
@@ -108,6 +121,8 @@ def _path_parameters(row: Endpoint) -> Iterable[dict[str, Any]]:
     for name in row.parts:
         words = row.words.get(name)
         schema = {"type": "string", "enum": list(words)} if words else {"type": "string", "format": "uuid"}
+        if name in row.names:
+            schema = {"type": "string", "pattern": f"^{PROVIDER_NAME}$"}
         yield {"name": name, "in": "path", "required": True, "schema": schema}
 
 
@@ -148,9 +163,11 @@ def statuses(row: Endpoint) -> list[int]:
         found.add(STATUS[Code.UNAUTHENTICATED])
     if row.parts or row.stream or row.rule in (Rule.DEV, Rule.SIGNED):
         found.add(404)
-    if row.rule is Rule.OPS:
-        found.add(403)
-    if row.body is not None:
+    if row.rule in GUARDED:
+        found.add(403)  # to everybody for operations, to API keys for most of the rest
+    if row.conflicts:
+        found.add(409)
+    if row.body is not None or row.raw:
         found |= {413, 415}
         if row.stream or row.keyed or row.rule is Rule.SIGNED:
             found |= {403, 404, 409}

@@ -14,8 +14,12 @@ from litestar.response.base import ASGIResponse
 
 from domain.errors import STATUS, Code, FieldError, Refusal, Refused
 from domain.ports import BrokerUnavailable, NoResponders, OutcomeUnknown, RequestTimeout, StoreUnavailable
+from domain.redaction import redacted
+from domain.sentences import in_language
 from serve_apps.i18n import locale_of, title
 
+OWN_LOCALE: Final = "renoveasy.locale"
+"""Where a request's scope has the locale of the caller's account, once it is known who calls."""
 PROBLEM_JSON: Final = "application/problem+json"
 _log = structlog.get_logger(__name__)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{8,64}")
@@ -91,7 +95,7 @@ def remember_request(scope: Any, fallback: str) -> str:
 
 
 def problem_of(refused: Refused, request_id: str, locale: str) -> Problem:
-    """The document for a refusal."""
+    """The document for a refusal. Phones, addresses and secrets that its texts repeat of the request are hidden."""
     code = Code.UNAVAILABLE if refused.code is Code.FENCED else refused.code
     retry_after_s = refused.retry_after_s
     if retry_after_s is None and STATUS[code] in (429, 503):
@@ -101,9 +105,12 @@ def problem_of(refused: Refused, request_id: str, locale: str) -> Problem:
         title=title(code, locale),
         status=STATUS[code],
         code=code,
-        detail=refused.detail or title(code, "en"),
+        detail=in_language(redacted(refused.detail), locale) or title(code, locale),
         request_id=request_id,
-        errors=refused.errors,
+        errors=tuple(
+            FieldError(redacted(item.field), item.code, in_language(redacted(item.message), locale))
+            for item in refused.errors
+        ),
         retry_after_s=retry_after_s,
         current=refused.current,
         allowed_commands=refused.allowed_commands,
@@ -114,7 +121,10 @@ def problem_response(problem: Problem, extra: dict[str, str] | None = None) -> A
     """The answer that carries a problem, with the headers its status asks for."""
     headers = dict(extra or {})
     if problem.status == 401:
-        headers["WWW-Authenticate"] = 'Bearer realm="renoveasy"'
+        more = ', error="insufficient_user_authentication"' if problem.code is Code.STEP_UP_REQUIRED else ""  # RFC 9470
+        headers["WWW-Authenticate"] = f'Bearer realm="renoveasy"{more}'
+    if problem.status == 415:
+        headers["Accept-Encoding"] = "identity"
     if problem.status in (429, 503):
         headers["Retry-After"] = str(max(1, ceil(problem.retry_after_s or 1)))
     body = msgspec.json.encode(problem)
@@ -140,6 +150,7 @@ def on_exception(request: Request[Any, Any, Any], error: Exception) -> Any:
         lines = "".join(traceback.format_exception(error))  # text: a renderer might show local variables, phones too
         _log.error("a request failed", path=request.scope["path"], traceback=lines)
     accept = next((value for name, value in request.scope["headers"] if name == b"accept-language"), b"")
-    problem = problem_of(refused, request_id_of(request.scope), locale_of(accept.decode("latin-1")))
+    locale = locale_of(accept.decode("latin-1"), str(request.scope.get(OWN_LOCALE, "")))
+    problem = problem_of(refused, request_id_of(request.scope), locale)
     allow = (error.headers or {}).get("allow", "") if isinstance(error, HTTPException) else ""
-    return _Answer(problem_response(problem, {"Allow": allow} if allow else None))
+    return _Answer(problem_response(problem, {"Content-Language": locale} | ({"Allow": allow} if allow else {})))

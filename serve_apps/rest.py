@@ -5,7 +5,28 @@ from typing import Any, Final
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 
-from serve_apps import admin, auth, chat, dev, health, me, orders, payments, workers
+from serve_apps import (
+    admin,
+    api_keys,
+    auth,
+    blocks,
+    chat,
+    dev,
+    device_keys,
+    health,
+    me,
+    mutes,
+    oidc,
+    orders,
+    payments,
+    presence,
+    privacy,
+    search,
+    totp,
+    uploads,
+    verification,
+    workers,
+)
 from serve_apps.documents import document_endpoints
 from serve_apps.endpoint import Endpoint, finish, route_of
 from serve_apps.problems import on_exception, remember_request
@@ -13,11 +34,22 @@ from serve_apps.services import RestSettings, Services, check_settings
 
 _ROWS: Final[tuple[Endpoint, ...]] = (
     *auth.ENDPOINTS,
+    *device_keys.ENDPOINTS,
+    *totp.ENDPOINTS,
+    *oidc.ENDPOINTS,
     *me.ENDPOINTS,
+    *api_keys.ENDPOINTS,
+    *privacy.ENDPOINTS,
+    *uploads.ENDPOINTS,
+    *verification.ENDPOINTS,
     *workers.ENDPOINTS,
     *orders.ENDPOINTS,
     *payments.ENDPOINTS,
     *chat.ENDPOINTS,
+    *search.ENDPOINTS,
+    *mutes.ENDPOINTS,
+    *presence.ENDPOINTS,
+    *blocks.ENDPOINTS,
     *admin.ENDPOINTS,
     *health.ENDPOINTS,
     *dev.ENDPOINTS,

@@ -4,11 +4,11 @@ from msgspec import UNSET
 
 from domain.errors import Code, Refusal
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
-from serve_apps.me import money_of, rating_of
+from serve_apps.me import money_of, rating_of, verified
 from serve_apps.schemas import WorkerPublic
 
 
-@endpoint("GET", "/v1/workers/{worker_id}", tag="people", rule=Rule.USER)
+@endpoint("GET", "/v1/workers/{worker_id}", tag="people", rule=Rule.USER, api_keys=True)
 async def get_worker(call: Call, worker_id: str) -> WorkerPublic:
     """A worker's public profile."""
     user = (await call.services.accounts.get([worker_id])).get(worker_id)
@@ -22,6 +22,7 @@ async def get_worker(call: Call, worker_id: str) -> WorkerPublic:
         hourly_rate=money_of(user.worker),
         bio=user.worker.bio,
         rating=rating_of(user),
+        verified=verified(call, user, user.worker),
         avatar=UNSET if user.avatar is None else user.avatar,
     )
 

@@ -33,8 +33,12 @@ _DRAIN_AT_BYTES = 1024 * 1024
 _BUFFER_LIMIT_BYTES = 16 * 1024 * 1024
 _DRAIN_TIMEOUT_S = 5.0
 
+_INBOX: Final = "_INBOX"
+
 _PUBLISHABLE = re.compile(r"[^\s.*>]+(?:\.[^\s.*>]+)*")
 _SUBSCRIBABLE = re.compile(r"(?:[^\s.*>]+|\*)(?:\.(?:[^\s.*>]+|\*))*(?:\.>)?|>")
+
+_SUBSCRIPTION_REFUSED = re.compile(r'permissions violation for subscription to "([^"]*)"')
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +54,11 @@ def as_prefix(word: str) -> str:
     if word:
         check_subject(word.removesuffix("."))
     return f"{word.removesuffix('.')}." if word else ""
+
+
+def inbox_of(role: str) -> str:
+    """What answers to a role's requests are published below, before the platform's prefix."""
+    return f"{_INBOX}.{role}." if role else f"{_INBOX}."
 
 
 def check_message(data: bytes) -> None:
@@ -83,6 +92,7 @@ class _Link(Client):
         self._flush_due = False
         self._next_pong: asyncio.Future[None] | None = None
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._forbidden: str | None = None
 
     async def open(self, servers: list[str], name: str) -> None:
         """Connect to one of the servers. Raises BrokerUnavailable when none answers; the link is then of no use."""
@@ -203,8 +213,15 @@ class _Link(Client):
     async def _process_op_err(self, e: Exception) -> None:
         self.lose(repr(e))
 
+    def forbids(self, subject: str) -> bool:
+        """Whether the server's last refusal is of a subscription to this subject. Asked once, after a PONG."""
+        forbidden, self._forbidden = self._forbidden, None
+        return forbidden == subject.lower()  # nats-py has lowered what the server says
+
     async def _process_err(self, err_msg: str) -> None:
         _log.error("NATS says %s", err_msg)
+        if refused := _SUBSCRIPTION_REFUSED.search(err_msg):
+            self._forbidden = refused[1]
         if "permissions violation" not in err_msg and "invalid subject" not in err_msg:
             self.lose(err_msg)
 
@@ -231,13 +248,18 @@ class NatsBroker:
     share a server. The connection is regained for ever; subscriptions come back with it, what was published meanwhile does not,
     and `on_reconnect` handlers are called after that. While there is no connection, everything raises
     `BrokerUnavailable` at once. A request that was under way when it broke raises it too: its outcome is unknown.
+
+    `role` names whose permissions the URL's credentials have; answers come to inboxes of that role's. A subscription that
+    the server does not permit raises `BrokerUnavailable` too. Answers are asked for below an inbox and nowhere else: what
+    names another place is delivered as if it wanted none.
     """
 
-    def __init__(self, url: str, prefix: str = "", name: str = "renoveasy") -> None:
+    def __init__(self, url: str, prefix: str = "", name: str = "renoveasy", role: str = "") -> None:
         self._servers = [server.strip() for server in url.split(",")]
         self._prefix = as_prefix(prefix)
         self._name = name
-        self._inbox = f"{self._prefix}_INBOX.{secrets.token_hex(11)}."
+        self._inbox = f"{self._prefix}{inbox_of(role)}{secrets.token_hex(11)}."
+        self._inboxes = f"{self._prefix}{_INBOX}.".encode()
         self._subject_at = len(self._prefix)
         self._token_at = len(self._inbox)
         self._link: _Link | None = None
@@ -293,6 +315,8 @@ class NatsBroker:
         try:
             link.write(self._subscribe_command(subscription))
             await self._confirmed(link, _CONFIRM_TIMEOUT_S)
+            if link.forbids(f"{self._prefix}{subject}"):
+                raise BrokerUnavailable(f"these credentials do not permit to hear {subject}")
         except BaseException:
             self._forget(subscription)
             raise
@@ -376,7 +400,8 @@ class NatsBroker:
             return
         subscription = self._subscriptions.get(sid)
         if subscription is not None:
-            answer_to = reply.decode().removeprefix(self._prefix) if reply else ""
+            # Else whoever may ask could have us publish, with our permissions, wherever it likes.
+            answer_to = reply.decode()[self._subject_at :] if reply.startswith(self._inboxes) else ""
             call_safely(subscription.handler, Received(subject.decode()[self._subject_at :], data, answer_to))
 
     def _answered(self, subject: bytes, data: bytes, headers: bytes | None) -> None:

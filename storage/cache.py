@@ -1,4 +1,4 @@
-"""Short-lived shared state in Redis (or Valkey): one-time codes, rate limits, and what the sandbox senders would send.
+"""Short-lived shared state in Redis (or Valkey): one-time codes, tickets, rate limits, what the sandbox senders would send.
 
 Each operation is one Lua script, so it is atomic under any race; time is the server's. An operation ends within
 `timeout_s`, connecting included, or raises `StoreUnavailable`; the next one connects anew. While the server is silent only one
@@ -7,11 +7,14 @@ operation at a time waits for it, and everybody else is told at once: a hung Red
 
 import asyncio
 import hashlib
+import hmac
 import json
 import time
 from collections.abc import Sequence
 from typing import Any, Final
 
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -57,8 +60,9 @@ class RedisServer:
         self._silent = False
         self._try_again_s = 0.0
 
-    async def run(self, script: Script, key: str, *arguments: str | bytes | int) -> Any:
-        """Run a script on one key. Raises StoreUnavailable: it may or may not have run."""
+    async def run(self, script: Script, keys: str | Sequence[str], *arguments: str | bytes | int) -> Any:
+        """Run a script on a key, or on several. Raises StoreUnavailable: it may or may not have run."""
+        names = [f"{self._prefix}{key}" for key in ([keys] if isinstance(keys, str) else keys)]
         now_s = time.monotonic()
         if self._silent:
             if now_s < self._try_again_s:
@@ -66,7 +70,7 @@ class RedisServer:
             self._try_again_s = now_s + self._timeout_s + SILENCE_S  # the others wait for what becomes of this one
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = await self._run(script, f"{self._prefix}{key}", arguments)
+                answer = await self._run(script, names, arguments)
         except (TimeoutError, RedisTimeout) as error:
             self._silent, self._try_again_s = True, time.monotonic() + SILENCE_S
             raise StoreUnavailable(f"Redis: no answer in {self._timeout_s:g} s") from error
@@ -76,11 +80,11 @@ class RedisServer:
         self._silent = False
         return answer
 
-    async def _run(self, script: Script, name: str, arguments: Sequence[str | bytes | int]) -> Any:
+    async def _run(self, script: Script, names: Sequence[str], arguments: Sequence[str | bytes | int]) -> Any:
         try:
-            return await self._redis.evalsha(script.sha1, 1, name, *arguments)
+            return await self._redis.evalsha(script.sha1, len(names), *names, *arguments)
         except NoScriptError:
-            return await self._redis.eval(script.source, 1, name, *arguments)
+            return await self._redis.eval(script.source, len(names), *names, *arguments)
 
     async def ping(self) -> None:
         """Return if the server answers; StoreUnavailable otherwise."""
@@ -93,21 +97,35 @@ class RedisServer:
 _PING = Script("return 1")
 
 
-class RedisOtp:
-    """`ports.OtpStore`. Phones are stored as hashes, and a code's hash is compared inside the server."""
+class PhoneNames:
+    """Names for phone numbers in Redis: equal for equal numbers, and without the secret they say nothing about them.
 
-    def __init__(self, server: RedisServer) -> None:
+    There are few enough numbers to try them all against a bare hash.
+    """
+
+    def __init__(self, secret: bytes) -> None:
+        """`secret` is shared by all processes; the key is derived from it (HKDF), so that it is good for nothing else."""
+        self._key = HKDF(SHA256(), 32, None, b"renoveasy phones in redis v1").derive(secret)
+
+    def of(self, phone: str) -> str:
+        return hmac.digest(self._key, phone.encode(), "sha256").hex()
+
+
+class RedisOtp:
+    """`ports.OtpStore`. Phones are stored as keyed hashes, and a code's hash is compared inside the server."""
+
+    def __init__(self, server: RedisServer, names: PhoneNames) -> None:
         self._server = server
+        self._names = names
 
     async def put(self, phone: str, code_hash: bytes, ttl_s: int) -> None:
-        await self._server.run(_OTP_PUT, _otp_key(phone), code_hash, ttl_s)
+        await self._server.run(_OTP_PUT, self._key(phone), code_hash, ttl_s)
 
     async def check(self, phone: str, code_hash: bytes, tries: int) -> bool:
-        return bool(await self._server.run(_OTP_CHECK, _otp_key(phone), code_hash, tries))
+        return bool(await self._server.run(_OTP_CHECK, self._key(phone), code_hash, tries))
 
-
-def _otp_key(phone: str) -> str:
-    return f"otp:{hashlib.sha256(phone.encode()).hexdigest()}"
+    def _key(self, phone: str) -> str:
+        return f"otp:{self._names.of(phone)}"
 
 
 _OTP_PUT = Script("""
@@ -125,6 +143,24 @@ local right = hash == ARGV[1] and tries <= tonumber(ARGV[2])
 if right or tries >= tonumber(ARGV[2]) then redis.call('DEL', KEYS[1]) end
 return right and 1 or 0
 """)
+
+
+class RedisTickets:
+    """`ports.TicketStore`. What is stored is that a ticket may be used, not that it was: a server that has lost
+    everything lets nobody use a ticket twice."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+
+    async def issue(self, ticket_id: str, ttl_s: int) -> None:
+        await self._server.run(_TICKET_ISSUE, f"ticket:{ticket_id}", ttl_s)
+
+    async def spend(self, ticket_id: str) -> bool:
+        return bool(await self._server.run(_TICKET_SPEND, f"ticket:{ticket_id}"))
+
+
+_TICKET_ISSUE = Script("redis.call('SET', KEYS[1], 1, 'EX', ARGV[1]) return 1")
+_TICKET_SPEND = Script("return redis.call('DEL', KEYS[1])")
 
 
 class RedisRateLimiter:

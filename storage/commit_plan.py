@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import astuple
 
+from domain.aggregate import Opening
 from domain.channels import stream_partition
 from domain.commands import Reminder
 from domain.ports import Entry, Snapshot, Turn
@@ -24,9 +25,9 @@ class CommitPlan(msgspec.Struct):
     """One transaction. All rows are sorted by their keys, so that two commits never wait for each other in a ring.
 
     `bases`: the position before the first row of each partition; `heads`: that of its last. `firsts` and `lasts`: the
-    offsets of each stream. `claims` and `releases`: (key, streams of the turn, its time). `reminders` (with their
-    partitions) and `done` are what all turns together set and remove. A stream is in `stale` when any turn that touches
-    it was left out, even one that came before: then all of them were.
+    offsets of each stream. `claims` and `releases`: (key, streams of the turn, its time). `openings`: each with the streams
+    of its turn, in order. `reminders` (with their partitions) and `done` are what all turns together set and remove. A
+    stream is in `stale` when any turn that touches it was left out, even one that came before: then all of them were.
     """
 
     turns: list[Turn]
@@ -42,6 +43,7 @@ class CommitPlan(msgspec.Struct):
     partition_of: dict[str, int] = {}
     claims: list[tuple[str, tuple[str, ...], int]] = []
     releases: list[tuple[str, tuple[str, ...], int]] = []
+    openings: list[tuple[Opening, tuple[str, ...]]] = []
     reminders: list[tuple[int, Reminder]] = []
     done: list[tuple[str, str]] = []
 
@@ -78,6 +80,8 @@ def plan_commit(turns: Sequence[Turn], heads: Mapping[int, int], fenced: set[int
             streams, at = touched(turn), max((entry.at for entry in turn.entries), default=0)
             plan.claims.extend((key, streams, at) for key in turn.claims)
             plan.releases.extend((key, streams, at) for key in turn.releases)
+        if turn.opening is not None:
+            plan.openings.append((turn.opening, touched(turn)))
     plan.rows.sort(key=_position)
     plan.claims.sort()
     plan.releases.sort()

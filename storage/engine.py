@@ -8,7 +8,7 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -269,6 +269,8 @@ def _prepare_sqlite(connection: DBAPIConnection, _entry: ConnectionPoolEntry) ->
         "temp_store = MEMORY",
         # 16 MiB: what several flushes have written to the same page goes to the database once. Commits sync as ever.
         "wal_autocheckpoint = 4000",
+        # What is deleted or overwritten does not stay behind in pages that are written anyway.
+        "secure_delete = FAST",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
@@ -318,10 +320,11 @@ async def migrate(url: str, database_id: str, settings: DatabaseSettings | None 
     engine = _Opener(url, patient).engine(None, 1, patient.commit_timeout_s)
     if sqlite:
         event.listen(engine.sync_engine, "begin", _begin_immediate)
+    # Alembic reads the version before its transaction begins: another process may have moved it by then.
+    turnstile = Turnstile(f"{parsed.database}-turn", patient.busy_timeout_s) if sqlite else None
     try:
-        async with _reachable(engine) as connection:
-            # MySQL commits at each table it makes, so a lock of its own kind has to keep the second one out;
-            # on SQLite the whole migration is one transaction.
+        async with turnstile or nullcontext(), _reachable(engine) as connection:
+            # MySQL commits at each table it makes; on SQLite the whole migration is one transaction.
             if not sqlite and await connection.scalar(sa.func.get_lock(_MIGRATION_LOCK, 60)) != 1:
                 raise StoreUnavailable("another process has been migrating the schema for a minute")
             await connection.run_sync(_upgrade)
@@ -332,6 +335,8 @@ async def migrate(url: str, database_id: str, settings: DatabaseSettings | None 
     finally:
         _alembic.release()
         await engine.dispose()
+        if turnstile is not None:
+            turnstile.close()
     return _head()
 
 

@@ -7,8 +7,19 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from domain.aggregate import Account, AccountNeed, Facts, MessageFact, MessageNeed, Need, OpenOrdersNeed, WorkerProfile
-from storage import chat
+from domain.aggregate import (
+    Account,
+    AccountNeed,
+    BlockNeed,
+    Facts,
+    MessageFact,
+    MessageNeed,
+    Need,
+    OpenOrdersNeed,
+    UploadNeed,
+    WorkerProfile,
+)
+from storage import chat, uploads
 from storage import log_queries as log
 from storage import tables as t
 from storage.chat import CONVERSATION, POSTED
@@ -27,6 +38,8 @@ class SqlFacts:
             known.update(await self._accounts(connection, [n for n in needs if isinstance(n, AccountNeed)]))
             known.update(await self._open_orders(connection, [n for n in needs if isinstance(n, OpenOrdersNeed)]))
             known.update(await self._messages(connection, [n for n in needs if isinstance(n, MessageNeed)]))
+            known.update(await uploads.facts(connection, [n for n in needs if isinstance(n, UploadNeed)]))
+            known.update(await self._blocks(connection, [n for n in needs if isinstance(n, BlockNeed)]))
         return Facts(known)
 
     async def _accounts(self, connection: AsyncConnection, needs: Iterable[AccountNeed]) -> dict[Need, Any]:
@@ -34,8 +47,10 @@ class SqlFacts:
         if not ids:
             return {}
         u = t.user.c
-        rows = await connection.execute(sa.select(u.id, u.roles, u.worker).where(u.id.in_(ids)))
-        return {AccountNeed(row.id): account(row.id, row.roles, row.worker) for row in rows}
+        rows = await connection.execute(
+            sa.select(u.id, u.roles, u.worker, u.identity_until, u.licences).where(u.id.in_(ids))
+        )
+        return {AccountNeed(row.id): account(row) for row in rows}
 
     async def _open_orders(self, connection: AsyncConnection, needs: Iterable[OpenOrdersNeed]) -> dict[Need, Any]:
         ids = sorted({need.customer_id for need in needs})
@@ -60,18 +75,38 @@ class SqlFacts:
             if (entry := found.get(stream)) is not None and entry.type == POSTED
         }
 
+    async def _blocks(self, connection: AsyncConnection, needs: Sequence[BlockNeed]) -> dict[Need, Any]:
+        if not needs:
+            return {}
+        b = t.user_block.c
+        blockers, blocked = {need.blocker_id for need in needs}, {need.blocked_id for need in needs}
+        query = sa.select(b.blocker_id, b.blocked_id).where(b.active, b.blocker_id.in_(sorted(blockers)))
+        rows = await connection.execute(query.where(b.blocked_id.in_(sorted(blocked))))
+        standing = {(row[0], row[1]) for row in rows}
+        return {need: (need.blocker_id, need.blocked_id) in standing for need in needs}
+
 
 class _By(msgspec.Struct):
     by: str
 
 
-def account(user_id: str, roles: str, worker: str | None) -> Account:
+def account(row: Any) -> Account:
     """A user as the rules see them, from the columns of the table."""
-    profile = None if worker is None else msgspec.json.decode(worker, type=WorkerProfile)
-    return Account(user_id, msgspec.json.decode(roles, type=tuple[str, ...]), profile)
+    profile = None if row.worker is None else msgspec.json.decode(row.worker, type=WorkerProfile)
+    return Account(
+        row.id,
+        msgspec.json.decode(row.roles, type=tuple[str, ...]),
+        profile,
+        identity_until=row.identity_until,
+        licences=licences_of(row.licences),
+    )
+
+
+def licences_of(column: str | None) -> dict[str, int]:
+    return {} if column is None else msgspec.json.decode(column, type=dict[str, int])
 
 
 def message_fact(body: bytes, offset: int, change: chat.MessageChange | None) -> MessageFact:
-    """Who wrote a posted message, where it stands, and whether it is still there."""
+    """Who wrote a posted message, where it stands, whether it is still there, and how often it has changed."""
     deleted = change is not None and change.deleted_at is not None
-    return MessageFact(msgspec.json.decode(body, type=_By).by, offset, deleted)
+    return MessageFact(msgspec.json.decode(body, type=_By).by, offset, deleted, len(change.texts) if change else 0)

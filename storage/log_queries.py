@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from domain.ports import Entry, Snapshot
 from storage import tables as t
-from storage.statements import Ask, Preparer, Script, fetch, numbered, wide
+from storage.statements import Ask, Preparer, Script, fetch, numbered, play, wide
 
 _log: Final = t.partition_log.c
 _COLUMNS: Final = (
@@ -75,12 +75,29 @@ async def first_rows(
     connection: AsyncConnection, sql: Preparer, keys: Sequence[tuple[str, str]]
 ) -> dict[tuple[str, str], Entry]:
     """The first row of each (stream, command id) that has landed."""
+    return await play(connection, firsts(sql, keys))
+
+
+def firsts(sql: Preparer, keys: Sequence[tuple[str, str]]) -> Script[dict[tuple[str, str], Entry]]:
+    """The same, within a transaction."""
     found: dict[tuple[str, str], Entry] = {}
     for piece in wide(keys):
         values = numbered(s=[stream for stream, _ in piece], c=[command for _, command in piece])
-        for row in await fetch(connection, sql.prepare(_first_rows, len(piece)), values):
-            found[row.stream, row.command_id] = Entry(*row)
+        for row in (yield Ask(sql.prepare(_first_rows, len(piece)), values)):
+            entry = Entry(*row)
+            found[entry.stream, entry.command_id or ""] = entry
     return found
+
+
+def rows_at(sql: Preparer, keys: Sequence[tuple[str, int]]) -> Script[list[Entry]]:
+    """The rows at these (stream, offset), by stream and offset."""
+    found: dict[tuple[str, int], Entry] = {}
+    for piece in wide(keys):
+        values = numbered(s=[stream for stream, _ in piece], o=[offset for _, offset in piece])
+        for row in (yield Ask(sql.prepare(_rows_at, len(piece)), values)):
+            entry = Entry(*row)
+            found[entry.stream, entry.offset] = entry
+    return [found[key] for key in sorted(found)]
 
 
 async def commands(
@@ -215,6 +232,11 @@ def _first_rows(width: int) -> Any:
     terms = (
         sa.and_(_log.stream == sa.bindparam(f"s{n}"), _log.command_id == sa.bindparam(f"c{n}")) for n in range(width)
     )
+    return sa.select(*_COLUMNS).where(sa.or_(*terms))
+
+
+def _rows_at(width: int) -> Any:
+    terms = (sa.and_(_log.stream == sa.bindparam(f"s{n}"), _log.offset == sa.bindparam(f"o{n}")) for n in range(width))
     return sa.select(*_COLUMNS).where(sa.or_(*terms))
 
 

@@ -9,7 +9,19 @@ from typing import Any
 
 import msgspec
 
-from domain.aggregate import Account, AccountNeed, Facts, MessageNeed, Need, OpenOrdersNeed
+from domain import chat_events
+from domain.aggregate import (
+    Account,
+    AccountNeed,
+    BlockNeed,
+    Facts,
+    MessageNeed,
+    Need,
+    OpenOrdersNeed,
+    UploadFact,
+    UploadNeed,
+)
+from domain.channels import stream_partition
 from domain.commands import Reminder
 from domain.ports import (
     Committed,
@@ -17,6 +29,7 @@ from domain.ports import (
     Entry,
     Loaded,
     MessageRow,
+    MessageVersion,
     Page,
     Position,
     Snapshot,
@@ -24,12 +37,12 @@ from domain.ports import (
     Turn,
 )
 from storage import chat, claims, orders
-from storage.chat import CONVERSATION, POSTED, MessageChange
+from storage.chat import CONVERSATION, EDITED, POSTED, MessageChange
 from storage.commit_plan import CommitPlan, plan_commit
 from storage.facts import message_fact
 from storage.log_queries import follow
 from storage.partition_log import publication
-from storage.read_models import Mark, decode_cursor, encode_cursor, message_id_of, message_row
+from storage.read_models import Mark, decode_cursor, encode_cursor, message_id_of, message_row, version_of
 
 
 class _Member(msgspec.Struct):
@@ -44,6 +57,7 @@ class _Conversation(msgspec.Struct):
     updated_at: int = 0
     offset: int = 0
     last_message: bytes | None = None
+    revealed_at: int = 0
     members: dict[str, _Member] = {}
 
 
@@ -66,12 +80,20 @@ class MemoryStore:
         self.lines: list[orders.Line] = []
         self.tracks: dict[str, dict[tuple[str, int], Position]] = {}
         self.accounts: dict[str, Account] = {}
+        self.blocks: set[tuple[str, str]] = set()
+        """(blocker, blocked) that stand."""
+        self.uploads: dict[str, UploadFact] = {}
+        """Those that may be named."""
 
     def head(self, partition: int) -> int:
         return len(self.logs.get(partition, ()))
 
     def end(self, stream: str) -> int:
         return len(self.streams.get(stream, ()))
+
+    def open_orders(self, customer_id: str) -> int:
+        parties = [p for p in self.parties.values() if p.user_id == customer_id]
+        return sum(p.role == "customer" and p.state == "open" for p in parties)
 
 
 class MemoryPartitionLog:
@@ -107,6 +129,7 @@ class MemoryPartitionLog:
         for key, streams, at in plan.claims:
             if not claims.free(store.claims.get(key), streams, at):
                 stale.update(streams)
+        stale |= orders.too_many(plan, {o.customer_id: store.open_orders(o.customer_id) for o, _ in plan.openings})
         return fenced, {s for s in stale if plan.partition_of.get(s) not in fenced}
 
     def _write(self, plan: CommitPlan) -> None:
@@ -129,8 +152,11 @@ class MemoryPartitionLog:
         for over in plan.done:
             store.reminders.pop(over, None)
         store.reminders.update({(r.stream, r.name): (partition, r) for partition, r in plan.reminders})
-        for identifier, change in chat.conversation_changes(plan.entries).items():
+        conversations = chat.conversation_changes(plan.entries)
+        for identifier, change in conversations.items():
             _change_conversation(store, identifier, change)
+        for identifier, message_id in chat.deleted_messages(conversations):
+            _erase(store, identifier, message_id)
         changes = orders.order_changes(plan.entries, plan.snapshots)
         store.parties.update({party[:3]: party for party in changes.parties})
         store.lines.extend(changes.lines)
@@ -201,14 +227,31 @@ def _change_conversation(store: MemoryStore, identifier: str, change: chat.Conve
     found.updated_at = max(found.updated_at, change.active_at)
     found.offset = change.offset
     found.last_message = change.last_message or found.last_message
+    found.revealed_at = max(found.revealed_at, change.revealed_at)
     for user, moved in change.members.items():
         member = found.members.setdefault(user, _Member(moved.joined))
+        if moved.joined:
+            member.read = member.delivered = 0
         member.left = moved.left if moved.joined else moved.left or member.left
         member.joined = max(member.joined, moved.joined)
         member.read = max(member.read, moved.read)
         member.delivered = max(member.delivered, moved.delivered)
-    for event in change.messages:
-        chat.apply(store.messages.setdefault((identifier, event.message_id), MessageChange()), event)
+    for offset, event in change.messages:
+        chat.apply(store.messages.setdefault((identifier, event.message_id), MessageChange()), offset, event)
+
+
+def _erase(store: MemoryStore, identifier: str, message_id: str) -> None:
+    """Overwrite the content of a deleted message wherever it is stored."""
+    stream = CONVERSATION + identifier
+    log, entries = store.logs[stream_partition(stream)], store.streams[stream]
+    posted = store.commands.get((stream, message_id))
+    for offset in [*([] if posted is None else [posted]), *store.messages[identifier, message_id].texts]:
+        entry = entries[offset - 1]
+        erased = msgspec.structs.replace(entry, body=chat_events.erased(entry.body))
+        log[log.index(entry)] = entries[offset - 1] = erased
+    found = store.conversations[identifier]
+    if found.last_message is not None and message_id_of(found.last_message) == message_id:
+        found.last_message = chat_events.erased(found.last_message)
 
 
 class MemoryStreamReader:
@@ -248,8 +291,11 @@ class MemoryFacts:
             case AccountNeed(user_id):
                 return store.accounts.get(user_id)
             case OpenOrdersNeed(customer_id):
-                parties = [p for p in store.parties.values() if p.user_id == customer_id]
-                return sum(p.role == "customer" and p.state == "open" for p in parties)
+                return store.open_orders(customer_id)
+            case UploadNeed(upload_id):
+                return store.uploads.get(upload_id)
+            case BlockNeed(blocker_id, blocked_id):
+                return (blocker_id, blocked_id) in store.blocks
             case MessageNeed(conversation_id, message_id):
                 stream = CONVERSATION + conversation_id
                 offset = store.commands.get((stream, message_id))
@@ -274,19 +320,44 @@ class MemoryReadModels:
         return _page(mine, cursor, limit)
 
     def _row(self, identifier: str, found: _Conversation, user_id: str, member: _Member) -> ConversationRow:
-        unread = [
-            entry
-            for entry in self._store.streams[CONVERSATION + identifier][max(member.read, member.joined) :]
-            if entry.type == POSTED and entry.actor not in (f"user:{user_id}", f"ops:{user_id}")
-        ]
+        unread = self._unread(identifier, user_id, max(member.read, member.joined))
         last = found.last_message
         if last is not None:
-            last = chat.shown(last, self._store.messages.get((identifier, message_id_of(last))))
+            change = self._store.messages.get((identifier, message_id_of(last)))
+            last = chat.shown(last, change, user_id, revealed=found.revealed_at > 0)
         present = sorted((m.joined, user) for user, m in found.members.items() if m.left is None)
         members = tuple(user for _, user in present)
         return ConversationRow(
-            identifier, members, found.order_id, found.offset, member.read, len(unread), last, found.updated_at
+            identifier, members, found.order_id, found.offset, member.read, unread, last, found.updated_at
         )
+
+    def _unread(self, identifier: str, user_id: str, after: int) -> int:
+        return sum(
+            entry.type == POSTED
+            and entry.actor not in (f"user:{user_id}", f"ops:{user_id}")
+            and not entry.actor.startswith("system:")
+            and chat_events.ERASED not in entry.body
+            for entry in self._store.streams.get(CONVERSATION + identifier, [])[after:]
+        )
+
+    async def unread(self, conversation_id: str, user_id: str, after: int) -> int:
+        return self._unread(conversation_id, user_id, after)
+
+    async def history(self, conversation_id: str, message_id: str) -> list[MessageVersion] | None:
+        stream = CONVERSATION + conversation_id
+        entries = self._store.streams.get(stream, [])
+        posted = self._store.commands.get((stream, message_id))
+        if posted is None or entries[posted - 1].type != POSTED:
+            return None
+        change = self._store.messages.get((conversation_id, message_id), MessageChange())
+        if change.deleted_at is not None:
+            return []
+        found = [entries[offset - 1] for offset in (posted, *change.texts)]
+        revealed = self._revealed(conversation_id)
+        return [version_of(entry, revealed=revealed) for entry in found if entry.type in (POSTED, EDITED)]
+
+    def _revealed(self, conversation_id: str) -> bool:
+        return self._store.conversations.get(conversation_id, _Conversation()).revealed_at > 0
 
     async def messages(
         self, conversation_id: str, *, before: int | None, after: int | None, limit: int
@@ -295,11 +366,20 @@ class MemoryReadModels:
         posted = [e for e in posted if (before is None or e.offset < before) and (after is None or e.offset > after)]
         if after is None:
             posted.reverse()
-        changes = self._store.messages
+        changes, revealed = self._store.messages, self._revealed(conversation_id)
         rows = [
-            message_row(e.offset, e.body, changes.get((conversation_id, message_id_of(e.body)))) for e in posted[:limit]
+            message_row(e.offset, e.body, changes.get((conversation_id, message_id_of(e.body))), revealed=revealed)
+            for e in posted[:limit]
         ]
         return rows, rows[-1].offset if len(posted) > limit else None
+
+    async def contacts(self, user_id: str, others: Sequence[str]) -> frozenset[str]:
+        shared = [
+            {member for member, seat in conversation.members.items() if seat.left is None}
+            for conversation in self._store.conversations.values()
+        ]
+        known = set().union(*(members for members in shared if user_id in members))
+        return frozenset(known & set(others) - {user_id})
 
     async def orders(self, user_id: str, role: str, state: str | None, cursor: str | None, limit: int) -> Page:
         parties = [p for p in self._store.parties.values() if p.user_id == user_id and p.role == role]

@@ -1,6 +1,6 @@
 """What the events of orders change in their read models: who takes part in which order, and the ledger's lines."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from domain.payments import Transaction
 from domain.ports import Entry, Snapshot
 from storage import tables as t
-from storage.statements import Preparer, Step
+from storage.commit_plan import CommitPlan, Overtaken
+from storage.statements import Ask, Preparer, Script, Step, numbered, wide
 
 ORDER: Final = "order:"
 RATED: Final = "order.rated"
@@ -128,6 +129,19 @@ def follows(party: Party) -> bool:
     return party.state not in OVER and (party.role == "customer" or party.hired or party.state == "open")
 
 
+def too_many(plan: CommitPlan, open_orders: Mapping[str, int]) -> set[str]:
+    """The streams of those turns that would give a customer more open orders than they may have, of so many now."""
+    standing = dict(open_orders)
+    over: set[str] = set()
+    for opening, streams in plan.openings:
+        found = standing.get(opening.customer_id, 0)
+        if found >= opening.most:
+            over.update(streams)
+        else:
+            standing[opening.customer_id] = found + 1
+    return over
+
+
 # --- SQL ---------------------------------------------------------------------------------------------------------
 
 
@@ -144,6 +158,40 @@ def rows(sql: Preparer, changes: OrderChanges) -> list[Step]:
         (sql.insert(t.ledger_posting), changes.lines),
         (rated, [rated.row({"rated": user_id, "stars": stars}) for user_id, stars in changes.stars]),
     ]
+
+
+def check_openings(sql: Preparer, plan: CommitPlan) -> Script[None]:
+    """Nothing where no order is opened; else count the customers' open orders while nobody else can open any.
+
+    Raises:
+        Overtaken: there would be too many; those turns' streams count as stale, and are decided anew.
+    """
+    customers = sorted({opening.customer_id for opening, _ in plan.openings})
+    standing: dict[str, int] = {}
+    for piece in wide(customers):
+        # Whoever opens one locks the customer's row first. What is counted afterwards is what is committed, because
+        # every statement reads anew (READ COMMITTED); SQLite's write transaction is a lock already.
+        yield Ask(sql.prepare(_lock_customers, len(piece)), numbered(c=piece))
+        rows = yield Ask(sql.prepare(_count_open, len(piece)), numbered(c=piece))
+        standing.update((customer, count) for customer, count in rows)
+    over = too_many(plan, standing)
+    if over:
+        raise Overtaken(set(), over)
+
+
+def _lock_customers(width: int) -> Any:
+    c = t.user.c
+    return sa.select(c.id).where(c.id.in_(_customers(width))).order_by(c.id).with_for_update()
+
+
+def _count_open(width: int) -> Any:
+    p = t.order_party.c
+    query = sa.select(p.user_id, sa.func.count()).where(p.user_id.in_(_customers(width))).group_by(p.user_id)
+    return query.where(p.role == sa.literal_column("'customer'"), p.state == sa.literal_column("'open'"))
+
+
+def _customers(width: int) -> list[Any]:
+    return [sa.bindparam(f"c{n}") for n in range(width)]
 
 
 def _rate(width: int) -> Any:

@@ -14,7 +14,7 @@ from domain.chat import CHAT
 from domain.commands import Reminder
 from domain.orders import ORDERS
 from domain.ports import Committed, Entry, Loaded, Snapshot, StoreUnavailable, Takeover, Turn
-from storage import chat, claims, log_queries, orders, takeover
+from storage import chat, claims, log_queries, orders, takeover, uploads
 from storage import tables as t
 from storage.commit_plan import CommitPlan, Overtaken, plan_commit
 from storage.engine import Contended, Database
@@ -92,6 +92,7 @@ class SqlPartitionLog:
         steps = [
             (self._sql.insert(t.partition_log), plan.rows),
             *chat.rows(self._sql, conversations),
+            *uploads.rows(self._sql, plan.entries),
             *orders.rows(self._sql, orders.order_changes(plan.entries, plan.snapshots)),
             *reminder_rows(self._sql, plan),
             (self._sql.upsert(t.stream_state, _state_upsert), states),
@@ -100,8 +101,9 @@ class SqlPartitionLog:
         def script() -> Script[None]:
             yield from self._check_no_hole(plan, *doubts)
             yield from claims.keep_and_release(self._sql, plan)
+            yield from orders.check_openings(self._sql, plan)
             yield from steps
-            yield from chat.write_messages(self._sql, chat.message_events(conversations))
+            yield from chat.write_messages(self._sql, conversations)
 
         async with self._db.turn():
             await self._writer.transact(script)

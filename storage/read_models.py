@@ -9,17 +9,19 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from domain.chat_events import ERASED, public
 from domain.errors import invalid
-from domain.ports import ConversationRow, MessageRow, Page, Position
+from domain.ports import ConversationRow, Entry, MessageRow, MessageVersion, Page, Position
 from storage import chat, orders
 from storage import log_queries as log
 from storage import tables as t
-from storage.chat import CONVERSATION, POSTED, MessageChange
+from storage.chat import CONVERSATION, EDITED, POSTED, MessageChange
 from storage.engine import Database
 from storage.orders import ORDER, OVER
-from storage.statements import fetch, numbered, wide
+from storage.statements import fetch, numbered, play, wide
 
 _TRACK_MOST: Final = 50_000
+_PLATFORM: Final[sa.ColumnElement[str]] = sa.literal_column("'system:%'")
 
 
 class Mark(msgspec.Struct, array_like=True, forbid_unknown_fields=True):
@@ -50,27 +52,34 @@ def decode_cursor(cursor: str) -> Mark:
     return mark
 
 
-def message_row(offset: int, body: bytes, change: MessageChange | None) -> MessageRow:
+def message_row(offset: int, body: bytes, change: MessageChange | None, *, revealed: bool = False) -> MessageRow:
     """A posted message with what has happened to it since; a deleted one has no content left."""
+    now = chat.reading(body, change, revealed=revealed)
     if change is None:
-        return MessageRow(offset, body, msgspec.json.decode(body, type=_Text).text)
+        return MessageRow(offset, public(body), now.text, masked=now.masked, original=now.original)
     deleted = change.deleted_at is not None
-    data = chat.shown(body, change) if deleted else body
-    text = None if deleted else change.text if change.edited_at is not None else _text(body)
+    data = chat.shown(body, change) if deleted else public(body)
     reactions = {emoji: tuple(users) for emoji, users in change.reactions.items()}
-    return MessageRow(offset, data, text, change.edited_at, change.deleted_at, {} if deleted else reactions)
+    return MessageRow(
+        offset,
+        data,
+        now.text,
+        change.edited_at,
+        change.deleted_at,
+        {} if deleted else reactions,
+        now.masked,
+        now.original,
+    )
 
 
-class _Text(msgspec.Struct):
-    text: str | None = None
+def version_of(entry: Entry, *, revealed: bool = False) -> MessageVersion:
+    """What a message said, by the event that said it."""
+    text = chat.reading(entry.body, None, revealed=revealed)
+    return MessageVersion(entry.offset, entry.at, chat.author_of(entry.body), text.text, text.original)
 
 
 class _MessageId(msgspec.Struct):
     message_id: str = ""
-
-
-def _text(body: bytes) -> str | None:
-    return msgspec.json.decode(body, type=_Text).text
 
 
 def message_id_of(body: bytes) -> str:
@@ -90,7 +99,9 @@ class SqlReadModels:
     async def conversations(self, user_id: str, cursor: str | None, limit: int) -> Page:
         c, m = t.conversation.c, t.conversation_member.c
         query = (
-            sa.select(c.id, c.order_id, c.updated_at, c.offset, c.last_message, m.read_offset, m.joined_offset)
+            sa.select(
+                c.id, c.order_id, c.updated_at, c.offset, c.last_message, c.revealed_at, m.read_offset, m.joined_offset
+            )
             .join_from(t.conversation_member, t.conversation, c.id == m.conversation_id)
             .where(m.user_id == user_id, m.left_offset.is_(None))
             .order_by(c.updated_at.desc(), c.id.desc())
@@ -115,7 +126,9 @@ class SqlReadModels:
                 row.offset,
                 row.read_offset,
                 unread.get(CONVERSATION + row.id, 0),
-                None if row.last_message is None else chat.shown(row.last_message, changed.get(row.id)),
+                None
+                if row.last_message is None
+                else chat.shown(row.last_message, changed.get(row.id), user_id, revealed=row.revealed_at > 0),
                 row.updated_at,
             )
             for row in rows
@@ -136,10 +149,17 @@ class SqlReadModels:
         for piece in wide(behind):
             after = [max(row.read_offset, row.joined_offset) for row in piece]
             values = numbered(s=[CONVERSATION + row.id for row in piece], o=after)
-            values.update(type=POSTED, user=f"user:{user_id}", ops=f"ops:{user_id}")
+            values.update(type=POSTED, user=f"user:{user_id}", ops=f"ops:{user_id}", erased=ERASED)
             counted = await fetch(connection, self._sql.prepare(_unread, len(piece)), values)
             unread.update((row[0], row[1]) for row in counted)
         return unread
+
+    async def unread(self, conversation_id: str, user_id: str, after: int) -> int:
+        values = {"s0": CONVERSATION + conversation_id, "o0": after, "erased": ERASED}
+        values.update(type=POSTED, user=f"user:{user_id}", ops=f"ops:{user_id}")
+        async with self._db.read() as connection:
+            counted = await fetch(connection, self._sql.prepare(_unread, 1), values)
+        return sum(row[1] for row in counted)
 
     async def messages(
         self, conversation_id: str, *, before: int | None, after: int | None, limit: int
@@ -149,8 +169,48 @@ class SqlReadModels:
             more, rows = len(rows) > limit, rows[:limit]
             named = [(conversation_id, message_id_of(body)) for _, body in rows]
             changes = await chat.read_changes(connection, self._sql, named)
-        items = [message_row(offset, body, changes.get(key)) for (offset, body), key in zip(rows, named, strict=True)]
+            revealed = await self._revealed(connection, conversation_id)
+        items = [
+            message_row(offset, body, changes.get(key), revealed=revealed)
+            for (offset, body), key in zip(rows, named, strict=True)
+        ]
         return items, items[-1].offset if more else None
+
+    async def history(self, conversation_id: str, message_id: str) -> list[MessageVersion] | None:
+        key, stream = (conversation_id, message_id), CONVERSATION + conversation_id
+        async with self._db.read() as connection:
+            posted = (await log.first_rows(connection, self._sql, [(stream, message_id)])).get((stream, message_id))
+            if posted is None or posted.type != POSTED:
+                return None
+            change = (await chat.read_changes(connection, self._sql, [key])).get(key, MessageChange())
+            rows = await play(connection, log.rows_at(self._sql, [(stream, offset) for offset in change.texts]))
+            revealed = await self._revealed(connection, conversation_id)
+        if change.deleted_at is not None:
+            return []
+        return [version_of(entry, revealed=revealed) for entry in (posted, *rows) if entry.type in (POSTED, EDITED)]
+
+    async def _revealed(self, connection: AsyncConnection, conversation_id: str) -> bool:
+        """Whether contact details are hidden from nobody any more."""
+        c = t.conversation.c
+        return bool(await connection.scalar(sa.select(c.revealed_at).where(c.id == conversation_id)))
+
+    async def contacts(self, user_id: str, others: Sequence[str]) -> frozenset[str]:
+        mine, theirs = t.conversation_member.alias("mine"), t.conversation_member.alias("theirs")
+        b = t.user_block.c
+        blockers = sa.select(b.blocker_id).where(b.blocked_id == user_id, b.active)
+        known: set[str] = set()
+        async with self._db.read() as connection:
+            for piece in wide(list(dict.fromkeys(others))):
+                query = (
+                    sa.select(theirs.c.user_id)
+                    .distinct()
+                    .join_from(mine, theirs, mine.c.conversation_id == theirs.c.conversation_id)
+                    .where(mine.c.user_id == user_id, mine.c.left_offset.is_(None))
+                    .where(theirs.c.user_id.in_(piece), theirs.c.left_offset.is_(None))
+                    .where(theirs.c.user_id.not_in(blockers))
+                )
+                known.update((await connection.execute(query)).scalars())
+        return frozenset(known - {user_id})
 
     # --- orders ---------------------------------------------------------------------------------------------------
 
@@ -232,6 +292,8 @@ def _members(width: int) -> Any:
 def _unread(width: int) -> Any:
     c = t.partition_log.c
     behind = (sa.and_(c.stream == sa.bindparam(f"s{n}"), c.offset > sa.bindparam(f"o{n}")) for n in range(width))
-    others = sa.and_(c.actor != sa.bindparam("user"), c.actor != sa.bindparam("ops"))
+    # What the platform itself posts is told by its order; what was deleted can be read by nobody.
+    others = (c.actor != sa.bindparam("user"), c.actor != sa.bindparam("ops"), c.actor.not_like(_PLATFORM))
+    there = sa.func.instr(c.body, sa.bindparam("erased")) == sa.literal_column("0")
     query = sa.select(c.stream, sa.func.count()).group_by(c.stream)
-    return query.where(sa.or_(*behind), c.type == sa.bindparam("type"), others)
+    return query.where(sa.or_(*behind), c.type == sa.bindparam("type"), *others, there)

@@ -1,6 +1,7 @@
 """Keys, access tokens and refresh tokens: made here, checked here.
 
 Access tokens are JWTs as in RFC 9068: RS256 and nothing else, `typ` `at+jwt`, the key named by its RFC 7638 thumbprint.
+Tickets are the same with another type and another audience, so that neither passes for the other (RFC 8725, section 3.12).
 """
 
 import base64
@@ -25,9 +26,11 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from domain.errors import Code, Refusal
 from domain.ids import is_uuid
 from domain.ports import Clock, DeviceSession, Identity, SessionSource
+from domain.tickets import TICKET_PREFIX
 
 ALGORITHM: Final = "RS256"
 TYPE: Final = "at+jwt"
+TICKET_TYPE: Final = "ticket+jwt"
 MAX_TOKEN_CHARS: Final = 2048
 MAX_SEALED_CHARS: Final = 4096
 LOOK_S: Final = 5.0
@@ -42,11 +45,13 @@ _KEY_NAME_BYTES: Final = 8
 
 
 class TokenSettings(msgspec.Struct, frozen=True):
-    """`leeway_s`: how far the clocks of two machines may differ. `session_ttl_s`: for how long a device session counts as
-    alive without asking again, if nobody says otherwise; 0 asks each time. `sessions_kept` bounds that memory."""
+    """`leeway_s`: how far the clocks of two machines may differ, for every time in a token. `session_ttl_s`: for how long a
+    device session counts as alive without asking again, if nobody says otherwise; 0 asks each time. `sessions_kept` bounds
+    that memory."""
 
     issuer: str = "renoveasy"
     audience: str = "renoveasy-api"
+    ticket_audience: str = "renoveasy-connect"
     leeway_s: int = 5
     session_ttl_s: float = 5.0
     sessions_kept: int = 20_000
@@ -206,18 +211,29 @@ class JwtIssuer:
 
     def access(self, user_id: str, session_id: str, now_ms: int, ttl_s: int) -> str:
         key = self._keys.newest
+        # Derived, so that a repeated refresh gives the same token; the signature (PKCS #1 v1.5) has no salt either.
         seed = f"{key.kid}\n{user_id}\n{session_id}\n{now_ms}\n{ttl_s}"
-        claims = {
+        token_id = hashlib.sha256(seed.encode()).hexdigest()[:32]
+        claims = self._claims(self._settings.audience, user_id, session_id, token_id, now_ms, ttl_s)
+        return jwt.encode(claims, key.private, ALGORITHM, headers={"kid": key.kid, "typ": TYPE})
+
+    def ticket(self, user_id: str, session_id: str, ticket_id: str, now_ms: int, ttl_s: int) -> str:
+        key = self._keys.newest
+        claims = self._claims(self._settings.ticket_audience, user_id, session_id, ticket_id, now_ms, ttl_s)
+        return TICKET_PREFIX + jwt.encode(claims, key.private, ALGORITHM, headers={"kid": key.kid, "typ": TICKET_TYPE})
+
+    def _claims(
+        self, audience: str, user_id: str, session_id: str, token_id: str, now_ms: int, ttl_s: int
+    ) -> dict[str, Any]:
+        return {
             "iss": self._settings.issuer,
-            "aud": self._settings.audience,
+            "aud": audience,
             "sub": user_id,
             "sid": session_id,
             "iat": now_ms // 1000,
             "exp": now_ms // 1000 + ttl_s,
-            # Derived, so that a repeated refresh gives the same token; the signature (PKCS #1 v1.5) has no salt either.
-            "jti": hashlib.sha256(seed.encode()).hexdigest()[:32],
+            "jti": token_id,
         }
-        return jwt.encode(claims, key.private, ALGORITHM, headers={"kid": key.kid, "typ": TYPE})
 
     def refresh(self) -> str:
         return _base64url(self._entropy(32))
@@ -269,23 +285,41 @@ class JwtVerifier:
         self._looked_s = clock.monotonic_s()
 
     async def verify(self, token: str) -> Identity:
-        claims = self._checked(token)
-        session = await self._alive.get(claims["sid"])
-        if session is None or session.revoked_at is not None:
-            raise Refusal(Code.SESSION_REVOKED)
+        return await self._identity(self._checked(token, TYPE, self._settings.audience))
+
+    async def verify_ticket(self, ticket: str) -> tuple[Identity, str]:
+        """Whom a ticket speaks for, and its id; whether it was used before is not looked at.
+
+        Raises:
+            Refusal: as for access tokens.
+        """
+        claims = self._checked(ticket.removeprefix(TICKET_PREFIX), TICKET_TYPE, self._settings.ticket_audience)
+        return await self._identity(claims), claims["jti"]
+
+    async def check_session(self, session_id: str) -> None:
+        await self._living(session_id)
+
+    async def _identity(self, claims: dict[str, Any]) -> Identity:
+        session = await self._living(claims["sid"])
         if session.user_id != claims["sub"]:
             raise Refusal(Code.UNAUTHENTICATED)
-        return Identity(claims["sub"], claims["sid"], claims["exp"] * 1000)
+        return Identity(claims["sub"], claims["sid"], claims["exp"] * 1000, session.locale)
+
+    async def _living(self, session_id: str) -> DeviceSession:
+        session = await self._alive.get(session_id)
+        if session is None or session.revoked_at is not None:
+            raise Refusal(Code.SESSION_REVOKED)
+        return session
 
     def forget(self, session_id: str) -> None:
         """Ask the database about this session the next time it is seen."""
         self._alive.forget(session_id)
 
-    def _checked(self, token: str) -> dict[str, Any]:
+    def _checked(self, token: str, kind: str, audience: str) -> dict[str, Any]:
         if self._clock.monotonic_s() - self._looked_s > LOOK_S:
             self._looked_s = self._clock.monotonic_s()
             self._keys.look()
-        key = self._keys.find(_kid(token))
+        key = self._keys.find(_kid(token, kind))
         if key is None:
             raise Refusal(Code.UNAUTHENTICATED)
         try:
@@ -293,7 +327,7 @@ class JwtVerifier:
                 token,
                 key.public,
                 algorithms=[ALGORITHM],
-                audience=self._settings.audience,
+                audience=audience,
                 issuer=self._settings.issuer,
                 # Times are checked below, by the clock that was given.
                 options={"require": list(_CLAIMS), "verify_exp": False, "verify_iat": False, "verify_nbf": False},
@@ -308,17 +342,14 @@ class JwtVerifier:
         times = [claims["iat"], claims["exp"], claims.get("nbf", claims["iat"])]
         if not all(type(time) is int for time in times) or not (is_uuid(claims["sub"]) and is_uuid(claims["sid"])):
             raise Refusal(Code.UNAUTHENTICATED)
-        if times[0] > now_s + leeway_s:
-            # It is ours, and one of our clocks is wrong: nothing that logging in again would mend.
-            raise Refusal(Code.UNAVAILABLE, "the token is not valid yet by this machine's clock", retry_after_s=5.0)
-        if times[2] > now_s + leeway_s:
+        if max(times[0], times[2]) > now_s + leeway_s:
             raise Refusal(Code.UNAUTHENTICATED, "the token is not valid yet")
         if claims["exp"] <= now_s - leeway_s:
             raise Refusal(Code.TOKEN_EXPIRED)
 
 
-def _kid(token: str) -> str:
-    """The `kid` of a token whose form and header are exactly those that `JwtIssuer` writes.
+def _kid(token: str, kind: str) -> str:
+    """The `kid` of a token of this type whose form and header are exactly those that `JwtIssuer` writes.
 
     What a header may say beside that (`jku`, `jwk`, `x5u`, `crit`, other algorithms or spellings) is refused unread, and
     so is every second spelling of the same bytes.
@@ -328,8 +359,8 @@ def _kid(token: str) -> str:
         if match is None:
             raise ValueError("not a compact JWS")
         first, _, _ = (_canonical(segment) for segment in match.groups())
-        header = json.loads(first)
-        if header != {"alg": ALGORITHM, "typ": TYPE, "kid": header["kid"]} or not isinstance(header["kid"], str):
+        header = json.loads(first.decode("ascii"))  # of bytes it would guess the encoding
+        if header != {"alg": ALGORITHM, "typ": kind, "kid": header["kid"]} or not isinstance(header["kid"], str):
             raise ValueError("not our header")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise Refusal(Code.UNAUTHENTICATED) from error

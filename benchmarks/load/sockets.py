@@ -5,7 +5,7 @@ import itertools
 import json
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, ClassVar, Final, Protocol, Self
 
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
@@ -30,7 +30,9 @@ class Traffic(Protocol):
 
 
 class ChatSocket(WSListener):
-    """One client's connection. `traffic` may be set, and set anew, at any time."""
+    """One client's connection. `traffic` may be set, and set anew, at any time; `data` is what it says at `connect`."""
+
+    data: ClassVar[dict[str, Any]] = {"device_id": "bench"}
 
     def __init__(self) -> None:
         self.traffic: Traffic | None = None
@@ -48,8 +50,13 @@ class ChatSocket(WSListener):
             _, socket = await ws_connect(cls, url, websocket_handshake_timeout=CALL_LIMIT_S)
         except Exception as error:  # picows raises what the transport, the parser or the handshake raised
             raise SocketFailed(f"{url}: {error!r}") from error
-        assert isinstance(socket, cls)
-        await socket.call("connect", {"token": token, "data": {"device_id": "bench"}})
+        if not isinstance(socket, cls):  # None: the connection was lost while this task waited for its turn
+            raise SocketFailed(f"{url}: the connection was lost after the handshake")
+        try:
+            await socket.call("connect", {"token": token, "data": cls.data})
+        except BaseException:  # who gives up leaves, or the server would hold on to somebody who is not there
+            socket.close()
+            raise
         return socket
 
     async def call(self, name: str, parameters: dict[str, Any]) -> Any:

@@ -123,7 +123,7 @@ def _rows(population: Population, numbers: range, heads: dict[int, int]) -> tupl
         last = [entry.body for entry in entries if entry.type == "message.posted"][-1]
         at_ms = population.at_ms(number)
         # Empty text for no order, as the platform writes it: MariaDB takes rows in bulk only where no column is all NULL.
-        conversations.append((identifier, "", at_ms, at_ms, len(entries), last))
+        conversations.append((identifier, "", at_ms, at_ms, len(entries), last, 0))
         members += [(identifier, user, n, None, 0, 0) for n, user in enumerate(population.members(number), 1)]
     log_rows.sort(key=lambda row: row[:2])
     return log_rows, conversations, members

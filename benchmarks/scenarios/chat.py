@@ -20,7 +20,7 @@ from benchmarks.figures import P99_LIMIT_MS, Latency, Schedule, Usage, latency, 
 from benchmarks.load.http import HttpPool
 from benchmarks.load.sockets import CALLS, ChatSocket, Sockets
 from benchmarks.load.ticker import Ticker
-from benchmarks.machine import Meter
+from benchmarks.machine import Meter, pss_bytes
 from benchmarks.people import Person, conversations
 from benchmarks.target import Target
 
@@ -60,6 +60,19 @@ class ChatStep(msgspec.Struct, frozen=True, kw_only=True):
     by_role_cpu_s_per_1000: dict[str, float]
     sustained: bool
     faults: list[str]
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """What all sessions of B1 and their live conversations take, in KiB a session: beyond the platform without sessions."""
+
+    sessions: int
+    conversations: int
+    gateways: int
+    """Processes that hold them."""
+    gateway_kib_per_session: float
+    all_kib_per_session: float
+    all_mib: float
+    """All processes of the platform, with the sessions."""
 
 
 class Talk:
@@ -160,10 +173,12 @@ class Chat:
         self._sockets = Sockets(target.ws_url)
         self._senders: list[tuple[ChatSocket, bytes]] = []
         self._steps = 0
+        self._before: dict[str, int] | None = None
 
     async def __aenter__(self) -> "Chat":
         async with HttpPool(self._target.host, self._target.port) as http:
             ids = await conversations(http, self._pairs)
+        self._before = memory(self._target)
         try:
             sockets = await self._sockets.add([person.token for pair in self._pairs for person in pair])
             for (sender, receiver), identifier in zip(zip(sockets[::2], sockets[1::2], strict=True), ids, strict=True):
@@ -177,6 +192,22 @@ class Chat:
 
     async def __aexit__(self, *_error: object) -> None:
         await self._sockets.__aexit__()
+
+    def held(self) -> Held | None:
+        """What the sessions take by now; None where the platform's processes are not known."""
+        after, before, roles = memory(self._target), self._before, self._target.roles()
+        if after is None or before is None or roles is None:
+            return None
+        sessions = len(self._sockets.open)
+        gateways = list(roles.values()).count("gateway")
+        return Held(
+            sessions=sessions,
+            conversations=len(self._senders),
+            gateways=gateways,
+            gateway_kib_per_session=round((after["gateway"] - before["gateway"]) / sessions / 1024, 2),
+            all_kib_per_session=round((sum(after.values()) - sum(before.values())) / sessions / 1024, 2),
+            all_mib=round(sum(after.values()) / 2**20, 1),
+        )
 
     async def step(self, rate: float, seconds: float, tell: Callable[[str], None]) -> ChatStep:
         """Send `rate` messages a second for the warm-up and `seconds`, and wait until all have arrived or 6 s are over."""
@@ -209,6 +240,12 @@ class Chat:
         talk.check_over()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(talk.over.wait(), _DRAIN_LIMIT_S)
+
+
+def memory(target: Target) -> dict[str, int] | None:
+    """The proportional set size of the platform's processes by role, in bytes."""
+    roles = target.roles()
+    return None if roles is None else pss_bytes(roles)
 
 
 def judged(talk: Talk, usage: Usage, rate: float, seconds: float) -> ChatStep:

@@ -152,7 +152,8 @@ class Chaos:
         self.record(sent=len(evidence.sent), acked=sum(m.acked for m in evidence.sent.values()), kept=kept)
         if broken:
             self.record(broken=broken)
-        shown = "\n".join(str(fault) for fault in faults[:20])
+        some = [[fault for fault in faults if fault.promise == promise][:6] for promise in broken]
+        shown = "\n".join(str(fault) for group in some for fault in group)
         assert not faults, f"{len(faults)} broken promises, {broken}:\n{shown}"
 
 

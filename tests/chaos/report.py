@@ -13,7 +13,7 @@ import msgspec
 
 SHORT, FULL = "short", "full"
 PASSED, FAILED, SKIPPED = "passed", "FAILED", "skipped"
-CATALOGUE = tuple(f"R{number}" for number in (1, 2, 3, 5, 6, 7, 8, 10, 12, 13, 14, 15, 17, 18))
+CATALOGUE = tuple(f"R{number}" for number in (1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 17, 18))
 """What is done to real processes; docs/reliability.md says what each of them is."""
 
 
@@ -104,7 +104,7 @@ def _measured(value: Any) -> Any:
         return {key: _measured(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_measured(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _shown(value: Any) -> str:

@@ -27,6 +27,8 @@ METRICS_S = 1.1
 """After this long what a host has counted is in its metrics."""
 BACK_S = 10.0
 """Writes are acknowledged again this long after the disk works again."""
+SPINNING = 0.8
+"""Of a core. Some 320 writes wait, and each is tried again five times a second: 0.3 to 0.7. A loop without a pause takes all."""
 
 
 @pytest.fixture(params=STORES)
@@ -62,6 +64,7 @@ class Life:
         while not true():
             assert time.perf_counter() - began_s < limit_s, (
                 f"not in {limit_s} s: {what}; refusals {dict(self.evidence.errors)}\n{self.stack.parts.hosts[0].output}"
+                f"\n--- the store\n{self.stack.store.log}"
             )
             await asyncio.sleep(0.01)
         return time.perf_counter() - began_s
@@ -119,7 +122,7 @@ class Life:
         self.whole += 1
         assert asked
         assert not refused, f"{len(refused)} of {asked} reads of live conversations were refused: {set(refused)}"
-        assert self.cpu_s() - cpu_s < 0.5 * seconds
+        assert self.cpu_s() - cpu_s < SPINNING * seconds
 
     async def judged(self, chaos: Chaos) -> None:
         await self.writers.settle()
@@ -149,6 +152,7 @@ async def test_a_full_disk_takes_no_writes_and_needs_no_repair(chaos: Chaos, kin
     times = chaos.repeats(short=1, full=10)
     chaos.load(f"{CONVERSATIONS * EACH_PER_S:g} msg/s, 30 reads/s of live conversations, by NATS to one host")
     backs: list[float] = []
+    ended = 0
     with Disk(MEGABYTES[kind]) as disk:
         async with life_on(disk, kind) as life:
             processes = pids(life.stack)
@@ -159,6 +163,8 @@ async def test_a_full_disk_takes_no_writes_and_needs_no_repair(chaos: Chaos, kin
                     await life.outage(chaos, chaos.seconds(short=2.0, full=10.0))
                     image = await lose_power(life.stack, life.evidence, tmp_path / "full.image", running=False)
                     disk.free()
+                    # MariaDB 10.11 now and then aborts when InnoDB finds no room; its supervisor starts it again.
+                    ended += await asyncio.to_thread(life.stack.store.start_again)
                     backs.append(await life.back())
                     chaos.tell(f"{kind}: {number + 1} of {times} times, back after {backs[-1]:.2f} s")
             await life.judged(chaos)
@@ -166,7 +172,7 @@ async def test_a_full_disk_takes_no_writes_and_needs_no_repair(chaos: Chaos, kin
     # What was acknowledged on the full disk was stored as well as ever.
     verdict = await revive(kind, image, first=Disk.free)
     assert not verdict.faults, "\n".join(map(str, verdict.faults[:10]))
-    chaos.record(back_s=round(max(backs), 2), acked_before_image=verdict.acked, lost=verdict.lost)
+    chaos.record(back_s=round(max(backs), 2), store_ended=ended, acked_before_image=verdict.acked, lost=verdict.lost)
 
 
 @pytest.mark.catalogue("R13", "the store's disk hangs in every write and sync, and goes on")

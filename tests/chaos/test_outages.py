@@ -30,7 +30,11 @@ from tests.support.servers import MariaDb, Nats, Valkey
 
 GROWTH_BYTES = 100 * 2**20
 """What a process may grow by while something that it needs is away."""
+CALM, CALM_S = 500, 120.0
+"""So few that wait for an answer are no backlog, and so long it may take to get there."""
 HEALED_S = 2.0
+STORM_PATIENCE_S = 60.0
+"""A storm without one deadlock has shown nothing: how much longer it may go on until there is one."""
 
 
 class Onlooker:
@@ -100,6 +104,13 @@ class Growth:
             self.most[part.name] = max(grown, self.most.get(part.name, 0))
 
 
+async def calm(crowd: Crowd) -> None:
+    """Hardly anybody waits for an answer any more, or that takes too long."""
+    deadline_s = perf_counter() + CALM_S
+    while crowd.unsettled > CALM and perf_counter() < deadline_s:
+        await asyncio.sleep(0.2)
+
+
 def again_and_again(
     chaos: Chaos,
     crowd: Crowd,
@@ -107,12 +118,16 @@ def again_and_again(
     times: int,
     faults: Sequence[Callable[[], Awaitable[None]]],
 ) -> Callable[[], Awaitable[None]]:
-    """Each fault in turn, so many times, with a rest before each and after the last."""
+    """Each fault in turn, so many times, with a rest before each and after the last.
+
+    The rest is as long as the clients need to send what piled up during the last fault: else it is overload that is tried.
+    """
 
     async def work() -> None:
         for number in range(times):
             for fault in faults:
                 await asyncio.sleep(2.0)
+                await calm(crowd)
                 outage = Outage(fault.__name__, perf_counter())
                 outages.append(outage)
                 crowd.happened(fault.__name__)
@@ -200,15 +215,22 @@ def mariadb() -> Iterator[MariaDb]:
 
 async def deadlock_storm(mariadb: MariaDb, url: str, seconds: float) -> int:
     """Somebody else locks rows that the platform writes, in the opposite order, in transactions that InnoDB holds dearer
-    than the platform's: those are the ones it ends. How many deadlocks there were."""
+    than the platform's: those are the ones it ends. As long as said, and on until there was a deadlock. How many there were."""
     mariadb.execute("CREATE DATABASE IF NOT EXISTS storm; CREATE TABLE IF NOT EXISTS storm.weight (n INT)")
     counted = "SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'Innodb_deadlocks'"
     before = int(mariadb.execute(counted))
     database = Database(url)
     ending = perf_counter() + seconds
 
+    async def deadlocks() -> int:
+        return int(await asyncio.to_thread(mariadb.execute, counted)) - before
+
+    async def over() -> bool:
+        now = perf_counter()
+        return now > ending and (now > ending + STORM_PATIENCE_S or await deadlocks() > 0)
+
     async def stir() -> None:
-        while perf_counter() < ending:
+        while not await over():
             with suppress(StoreUnavailable):
                 async with database.write() as connection:
                     await connection.exec_driver_sql("INSERT INTO storm.weight SELECT seq FROM seq_1_to_2000")
@@ -223,7 +245,7 @@ async def deadlock_storm(mariadb: MariaDb, url: str, seconds: float) -> int:
 
     await asyncio.gather(stir(), stir())
     await database.close()
-    return int(mariadb.execute(counted)) - before
+    return await deadlocks()
 
 
 @pytest.mark.catalogue("R6", "MariaDB: restarted, kill -9, SIGSTOP, out of connections, deadlock storm")
@@ -496,14 +518,14 @@ class Caller:
 @pytest.mark.timeout(3600)
 async def test_redis_goes_and_comes_back_empty(chaos: Chaos, houses: Houses, tmp_store: str):
     times = chaos.repeats(short=1, full=20)
-    rate = chaos.choose(short=50, full=1000)
-    chaos.load(f"{rate} msg/s, logins, rate limits on")
+    rate, rooms = chaos.choose(short=50, full=1000), chaos.choose(short=20, full=200)
+    chaos.load(f"{rate} msg/s over {rooms} conversations, logins, rate limits on")
     with Valkey() as valkey:
         parts = await houses.build(
             tmp_store, redis_url=valkey.url, hosts=1, gateways=1, rest=True, environment={"RENOVEASY_RATE_LIMITS": "on"}
         )
         crowd: Crowd = await houses.enter(Crowd(parts))
-        await crowd.furnish(20)
+        await crowd.furnish(rooms)
         slowest: list[float] = []
 
         async def hurt() -> None:

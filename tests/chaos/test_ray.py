@@ -34,7 +34,7 @@ class Cluster:
 
     @property
     def nats_url(self) -> str:
-        return self.settings.nats_url
+        return self.settings.url_of("nats_url", "rest")
 
     @property
     def database_url(self) -> str:
@@ -70,9 +70,11 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture
 async def crowd(cluster: Cluster, chaos: Chaos) -> AsyncIterator[Crowd]:
     rooms = chaos.choose(short=15, full=100)
+    cluster.platform.check()
     async with Crowd(cluster) as people:
         await people.furnish(rooms)
         yield people
+    cluster.platform.check()
 
 
 async def judged(chaos: Chaos, crowd: Crowd, cluster: Cluster, what: str) -> float:

@@ -14,6 +14,7 @@ from storage.accounts import SqlAccounts
 from storage.engine import Database
 from tests.chaos.conftest import Chaos, Houses, in_short_on
 from tests.support.crowd import Crowd
+from tests.support.keys import ring_of
 from tests.support.oracle import Row, quantile, read_log, spread
 from tests.support.parts import Parts
 
@@ -30,7 +31,7 @@ DRAFT = {
 async def drafts(parts: Parts, crowd: Crowd, count: int, every_s: float = 0.0) -> list[str]:
     """So many orders that nobody publishes, one after the other."""
     database = Database(parts.database_url)
-    accounts = SqlAccounts(database, SystemClock(), new_id)
+    accounts = SqlAccounts(database, SystemClock(), new_id, ring_of(database, parts.folder))
     try:
         customer, _ = await accounts.find_or_create("+8613900000001", "en")
     finally:

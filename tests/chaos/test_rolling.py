@@ -6,6 +6,7 @@ import pytest
 
 from tests.chaos.conftest import Chaos, Houses, in_short_on
 from tests.support.crowd import Crowd
+from tests.support.movers import Mover
 from tests.support.oracle import ack_seconds, judge, quantile, read_log, silences, spread
 from tests.support.parts import Parts
 
@@ -55,3 +56,37 @@ async def test_a_rolling_restart_is_not_noticed(chaos: Chaos, houses: Houses, st
     refused = [message for message in crowd.evidence.sent.values() if message.refused]
     assert not refused, "no send may fail in the end"
     assert quantile(ack_seconds(crowd.evidence), 0.99) <= chaos.seconds(short=5.0, full=1.0)
+
+
+@pytest.mark.catalogue("R17h", "rolling restart of all gateways, whose clients hand over")
+@pytest.mark.timeout(900)
+async def test_who_hands_over_is_never_without_a_connection(chaos: Chaos, houses: Houses, tmp_store: str):
+    rate, rooms = chaos.choose(short=40, full=300), chaos.choose(short=30, full=2_500)
+    chaos.load(f"{rate} msg/s over {2 * rooms} sessions")
+    parts = await houses.build(tmp_store, hosts=2, gateways=2)
+    crowd: Crowd = await houses.enter(Crowd(parts))
+    await crowd.furnish(rooms, device=Mover)
+
+    async def roll() -> None:
+        for gateway in parts.gateways:
+            await asyncio.sleep(chaos.seconds(short=0.5, full=3.0))
+            await replace(parts, crowd, gateway.name)
+            chaos.tell(f"{gateway.name} is replaced, {len(crowd.evidence.sent)} messages")
+        await asyncio.sleep(0.5)
+
+    await crowd.talk(rate, 0.0, roll)
+    await crowd.settle()
+    gaps_s = [gap for device in crowd.devices if isinstance(device, Mover) for gap in device.gaps_s]
+    chaos.record(
+        moved=len(gaps_s),
+        without_a_gap=sum(not gap for gap in gaps_s),
+        gap=spread(gaps_s),
+        ack=spread(ack_seconds(crowd.evidence)),
+        errors=dict(crowd.evidence.errors),
+    )
+    chaos.no_faults(judge(crowd.evidence, await read_log(tmp_store), crowd.commits()), crowd.evidence)
+    assert not [message for message in crowd.evidence.sent.values() if message.refused], "no send may fail in the end"
+    assert len(gaps_s) >= 2 * rooms, "everybody has moved once, or twice"
+    assert sum(not gap for gap in gaps_s) > len(gaps_s) / 2, "they stand on the next gateway before they leave"
+    if chaos.full:
+        assert quantile(gaps_s, 0.99) <= 1.0

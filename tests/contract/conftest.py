@@ -1,7 +1,6 @@
 """Every implementation of the storage ports, each seen by several processes' worth of instances."""
 
 from collections.abc import AsyncIterator, Iterator
-from itertools import count
 from typing import Protocol
 
 import pytest
@@ -14,7 +13,8 @@ from storage.partition_log import SqlPartitionLog, SqlStreamReader
 from storage.read_models import SqlReadModels
 from tests.support.databases import migrated
 
-_partitions = count(1)
+_used = {"memory": 0, "sqlite": 0, "mariadb": 0}
+"""How many times each database has given partitions to a test."""
 
 
 class Store(Protocol):
@@ -115,6 +115,11 @@ async def sql_store(sql_place: str) -> AsyncIterator[InSql]:
 
 
 @pytest.fixture
-def partition() -> int:
-    """A partition that no other test has used, and the next three of them."""
-    return (next(_partitions) * 4) % 1020
+def partition(request: pytest.FixtureRequest) -> int:
+    """A partition that no other test has used in the same database, and the next three of them."""
+    chosen = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    places = {str(chosen[name]) for name in ("place", "sql_place") if name in chosen} or set(_used)
+    turn = 1 + max(_used[place] for place in places)
+    _used.update(dict.fromkeys(places, turn))
+    assert turn < 255, "every partition has been used"
+    return turn * 4

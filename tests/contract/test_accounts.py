@@ -12,6 +12,7 @@ from domain.ports import StoreUnavailable
 from storage.accounts import SqlAccounts
 from storage.engine import Database
 from tests.support.databases import migrated
+from tests.support.keys import FixedKeys
 
 PROFILE = WorkerProfile(("plumbing", "tiling"), 31.2304, 121.4737, 12_500.0, 15_000, "CNY", "水电 🔧")
 UNKNOWN = "01890000-0000-7000-8000-ffffffffffff"
@@ -46,7 +47,7 @@ async def processes(url: str) -> AsyncIterator[Callable[[], SqlAccounts]]:
 
     def another() -> SqlAccounts:
         databases.append(Database(url))
-        return SqlAccounts(databases[-1], CountingClock(), lambda: next(_ids))
+        return SqlAccounts(databases[-1], CountingClock(), lambda: next(_ids), FixedKeys())
 
     yield another
     for database in databases:
@@ -143,7 +144,7 @@ async def test_another_process_reads_at_once_what_was_written(processes: Callabl
 
 async def test_a_database_that_is_not_there_is_unavailable() -> None:
     database = Database("mysql+asyncmy://nobody:nothing@127.0.0.1:1/nowhere")
-    accounts = SqlAccounts(database, CountingClock(), lambda: next(_ids))
+    accounts = SqlAccounts(database, CountingClock(), lambda: next(_ids), FixedKeys())
     with pytest.raises(StoreUnavailable):
         await accounts.get([UNKNOWN])
     with pytest.raises(StoreUnavailable):

@@ -1,14 +1,18 @@
-"""`ports.OtpStore`, `ports.RateLimiter` and `ports.Outbox` on a real server."""
+"""`ports.OtpStore`, `ports.TicketStore`, `ports.RateLimiter` and `ports.Outbox` on a real server."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 
 import pytest
 from redis.asyncio import Redis
 
+from domain.identities import PendingLink
 from domain.ports import StoreUnavailable
-from storage.cache import RedisOtp, RedisOutbox, RedisRateLimiter, RedisServer
+from storage.cache import RedisOtp, RedisOutbox, RedisRateLimiter, RedisServer, RedisTickets
+from storage.sign_ins import RedisSignIns
+from tests.support.keys import PHONE_NAMES
 from tests.support.servers import Valkey
 
 PHONE = "+8613800000000"
@@ -34,7 +38,7 @@ async def server(valkey: Valkey) -> AsyncIterator[RedisServer]:
 
 @pytest.fixture
 def otp(server: RedisServer) -> RedisOtp:
-    return RedisOtp(server)
+    return RedisOtp(server, PHONE_NAMES)
 
 
 @pytest.fixture
@@ -45,6 +49,34 @@ def limiter(server: RedisServer) -> RedisRateLimiter:
 @pytest.fixture
 def outbox(server: RedisServer) -> RedisOutbox:
     return RedisOutbox(server)
+
+
+# --- tickets ---
+
+
+async def test_a_ticket_that_was_issued_is_spent_once_however_many_try(server: RedisServer) -> None:
+    tickets = RedisTickets(server)
+    await tickets.issue("t", 60)
+    assert sum(await asyncio.gather(*(tickets.spend("t") for _ in range(50)))) == 1
+    assert not await tickets.spend("t")
+
+
+async def test_a_ticket_that_was_never_issued_or_is_too_old_is_not_spent(server: RedisServer) -> None:
+    tickets = RedisTickets(server)
+    assert not await tickets.spend("t")
+    await tickets.issue("t", 1)
+    await asyncio.sleep(1.1)
+    assert not await tickets.spend("t")
+
+
+async def test_a_server_that_has_forgotten_everything_lets_no_ticket_through(
+    server: RedisServer, valkey: Valkey
+) -> None:
+    tickets = RedisTickets(server)
+    await tickets.issue("t", 60)
+    async with Redis.from_url(valkey.url) as redis:
+        await redis.flushall()
+    assert not await tickets.spend("t")
 
 
 # --- one-time codes ---
@@ -203,14 +235,31 @@ async def test_the_outbox_keeps_the_last_thousand(outbox: RedisOutbox) -> None:
     assert len(await outbox.items(None, 5_000)) == 1_000
 
 
+async def test_who_reads_the_server_learns_no_phone_even_by_trying_all_numbers(
+    valkey: Valkey, otp: RedisOtp, server: RedisServer
+) -> None:
+    await otp.put(PHONE, RIGHT, 60)
+    sign_ins = RedisSignIns(server, PHONE_NAMES)
+    await sign_ins.offer("token", PendingLink("google", b"d" * 32), 60)
+    assert await sign_ins.claim("token", PHONE)
+    async with Redis.from_url(valkey.url) as redis:
+        held = b" ".join([key async for key in redis.scan_iter()])
+        async for key in redis.scan_iter("link:*"):
+            held += b" ".join((await redis.hgetall(key)).values())
+    for guess in (PHONE, PHONE.lstrip("+")):
+        assert guess.encode() not in held
+        for named in ("sha1", "sha256", "blake2b", "md5"):
+            assert hashlib.new(named, guess.encode()).hexdigest().encode() not in held
+
+
 # --- the server goes and comes ---
 
 
 async def test_a_prefix_keeps_platforms_on_one_server_apart(valkey: Valkey, otp: RedisOtp) -> None:
     other = RedisServer(valkey.url, prefix="other")
-    await RedisOtp(other).put(PHONE, RIGHT, 60)
+    await RedisOtp(other, PHONE_NAMES).put(PHONE, RIGHT, 60)
     assert not await otp.check(PHONE, RIGHT, 5)
-    assert await RedisOtp(other).check(PHONE, RIGHT, 5)
+    assert await RedisOtp(other, PHONE_NAMES).check(PHONE, RIGHT, 5)
     await other.close()
 
 
@@ -255,7 +304,7 @@ async def test_of_all_who_ask_a_silent_server_one_at_a_time_waits(valkey: Valkey
 async def test_a_lost_server_is_noticed_within_a_second_and_regained(
     valkey: Valkey, server: RedisServer, fault: str
 ) -> None:
-    otp, limiter, outbox = RedisOtp(server), RedisRateLimiter(server), RedisOutbox(server)
+    otp, limiter, outbox = RedisOtp(server, PHONE_NAMES), RedisRateLimiter(server), RedisOutbox(server)
     await asyncio.gather(*(limiter.hit("warm", 100, 60) for _ in range(30)))
     await server.ping()
     getattr(valkey, fault)()

@@ -17,6 +17,7 @@ from storage.mysql_connection import ASYNCMY
 from storage.partition_log import SqlPartitionLog, SqlStreamReader
 from storage.read_models import SqlReadModels
 from storage.sessions import SqlSessions
+from tests.support.keys import FixedKeys
 from tests.support.log_rows import AT, conversation, new_id, posted, turn
 from tests.support.servers import MariaDb
 from tests.support.wire import Wire
@@ -84,8 +85,8 @@ def every_call(database: Database, log: SqlPartitionLog) -> list[Callable[[], Aw
         lambda: log.reminders([7], AT, 10),
         lambda: SqlStreamReader(database).read(stream, 0, 10),
         lambda: SqlReadModels(database).conversations(user, None, 10),
-        lambda: SqlAccounts(database, Clock(), new_id).get([user]),
-        lambda: SqlAccounts(database, Clock(), new_id).find_or_create("+8613800000000", "en"),
+        lambda: SqlAccounts(database, Clock(), new_id, FixedKeys()).get([user]),
+        lambda: SqlAccounts(database, Clock(), new_id, FixedKeys()).find_or_create("+8613800000000", "en"),
         lambda: sessions.get(new_id()),
         lambda: sessions.open(
             DeviceSession(new_id(), user, Device("d", "phone", "ios"), AT, AT), new_id().encode()[:32], AT + 1000

@@ -29,7 +29,7 @@ def node() -> str:
     found = shutil.which("node")
     if found is None:
         pytest.skip("Node is not installed")
-    if not (CLIENTS / "node_modules" / "centrifuge").exists():
+    if not all((CLIENTS / "node_modules" / name).exists() for name in ("centrifuge", "eventsource", "ws")):
         npm = ["npm", "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
         subprocess.run(npm, cwd=CLIENTS, check=True, capture_output=True, timeout=100)
     return found
@@ -38,11 +38,15 @@ def node() -> str:
 class Puppet:
     """A Node process with any number of clients; `seen` is what they told, in order."""
 
-    def __init__(self, process: asyncio.subprocess.Process, platform: FakePlatform, url: str) -> None:
+    emulation = ""
+    """Where clients without a WebSocket post their commands."""
+
+    def __init__(self, process: asyncio.subprocess.Process, platform: FakePlatform, url: Any, protobuf: bool) -> None:
         self.platform = platform
         self.seen: list[dict[str, Any]] = []
         self._process = process
         self._url = url
+        self._protobuf = protobuf
         self._news = asyncio.Condition()
         self._reader = asyncio.create_task(self._read())
 
@@ -68,7 +72,7 @@ class Puppet:
 
     async def connect(self, client: str = ALICE, **options: Any) -> None:
         options.setdefault("token", self.platform.token(client, f"sid-{client[-1]}"))
-        self.do("open", client, url=self._url, **options)
+        self.do("open", client, url=self._url, protobuf=self._protobuf, emulation=self.emulation, **options)
         self.do("connect", client)
 
     async def connected(self, client: str = ALICE, **options: Any) -> None:
@@ -106,8 +110,8 @@ class House:
         self.puppet, self.platform, self.server = puppet, platform, server
 
 
-@pytest.fixture
-async def open_house(node: str) -> AsyncIterator[Callable[..., Any]]:
+@pytest.fixture(params=["json", "protobuf"])
+async def open_house(node: str, request: pytest.FixtureRequest) -> AsyncIterator[Callable[..., Any]]:
     houses: list[House] = []
 
     async def build(**settings: Any) -> tuple[Puppet, FakePlatform, GatewayServer]:
@@ -126,7 +130,7 @@ async def open_house(node: str) -> AsyncIterator[Callable[..., Any]]:
             stdout=asyncio.subprocess.PIPE,
             limit=2**20,
         )
-        puppet = Puppet(process, p, f"ws://127.0.0.1:{port}/connection/websocket")
+        puppet = Puppet(process, p, f"ws://127.0.0.1:{port}/connection/websocket", request.param == "protobuf")
         houses.append(House(puppet, p, server))
         await puppet.until(lambda: puppet.seen)
         return puppet, p, server

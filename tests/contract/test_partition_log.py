@@ -4,8 +4,11 @@ import asyncio
 import importlib.metadata
 
 import pytest
+import sqlalchemy as sa
 
+from domain.aggregate import Opening, OpenOrdersNeed
 from domain.ports import Entry, PartitionLog, Snapshot, Turn
+from storage import tables as t
 from tests.contract.conftest import InSql, Store
 from tests.support.log_rows import AT, HASH, conversation, new_id, opened, order_row, order_state, posted, turn
 
@@ -361,6 +364,66 @@ async def test_of_many_that_reserve_one_key_at_once_one_gets_it(store: Store, pa
     logs = [store.log() for _ in range(6)]
     answers = await asyncio.gather(*(log.reserve(conversation(partition), [key], 1, 9) for log in logs))
     assert sorted(answers, key=str) == [None] + [key] * 5 or answers.count(None) == 1
+
+
+async def customer_of(store: Store) -> str:
+    """Somebody who can have orders."""
+    identifier = new_id()
+    if isinstance(store, InSql):
+        row = {
+            "id": identifier,
+            "name": "",
+            "locale": "en",
+            "roles": '["customer"]',
+            "rating_sum": 0,
+            "rating_count": 0,
+        }
+        async with store.database().write() as connection:
+            await connection.execute(sa.insert(t.user).values(row | {"created_at": AT, "updated_at": AT}))
+    return identifier
+
+
+def opens(partition: int, customer: str, most: int) -> Turn:
+    """A turn that makes an order and opens it."""
+    stream = f"order:{new_id(partition)}"
+    row, state = order_row(stream, 1, "order.published"), order_state(stream, 1, "open", customer)
+    return turn(row, snapshots=[state], opening=Opening(customer, most))
+
+
+async def test_hosts_that_open_orders_of_one_customer_at_once_stay_below_the_limit_together(
+    store: Store, partition: int
+) -> None:
+    """Each of them has asked before how many there are, and was told the truth of that moment."""
+    customer, most = await customer_of(store), 7
+
+    async def host(number: int) -> int:
+        log = store.log()
+        heads = await owned(log, partition + number)
+        opened_here = 0
+        for _ in range(4):
+            done = await log.commit([opens(partition + number, customer, most) for _ in range(3)], heads)
+            opened_here += 3 - len(done.stale)
+            heads |= done.heads
+        return opened_here
+
+    opened_by = await asyncio.gather(*map(host, range(4)))
+    facts = await store.facts().facts([OpenOrdersNeed(customer)])
+    assert sum(opened_by) == facts.open_orders(customer) == most
+
+
+async def test_an_order_that_is_over_makes_room_and_others_customers_are_not_concerned(
+    store: Store, partition: int
+) -> None:
+    customer, other = await customer_of(store), await customer_of(store)
+    log = store.log()
+    heads = await owned(log, partition)
+    first, second, third = opens(partition, customer, 1), opens(partition, customer, 1), opens(partition, other, 1)
+    done = await log.commit([first, second, third], heads)
+    assert done.stale == {second.entries[0].stream}
+    stream = first.entries[0].stream
+    gone = turn(order_row(stream, 2, "order.cancelled"), snapshots=[order_state(stream, 2, "cancelled", customer)])
+    done = await log.commit([gone], done.heads)
+    assert (await log.commit([second], done.heads)).stale == set()
 
 
 async def test_eight_takers_at_once_leave_no_hole(store: Store, partition: int) -> None:

@@ -408,9 +408,10 @@ async def test_what_people_write_is_shown_as_it_is_stored(sqlite: InSql, partiti
     """Orders keep some fields to themselves; a conversation that was treated like one would lose fields of that name."""
     log = sqlite.log()
     stream, order = conversation(partition), f"order:{new_id(partition)}"
-    body = b'{ "type": "message.posted", "hash": "of a file", "private": true }'
+    body = b'{ "type": "message.posted", "hash": "of a file" }'
     said = msgspec.structs.replace(posted(stream, 1), body=body)
-    done = msgspec.structs.replace(order_row(order, 1, "order.created"), body=body)
+    kept = b'{ "type": "message.posted", "hash": "of a file", "private": true }'
+    done = msgspec.structs.replace(order_row(order, 1, "order.created"), body=kept)
     await log.commit(
         [turn(said), turn(done, snapshots=[order_state(order, 1, "draft", "u1")])], await owned(log, partition)
     )

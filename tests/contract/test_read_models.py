@@ -18,6 +18,7 @@ from domain.ports import ConversationRow, Entry, PartitionLog, Position, Snapsho
 from domain.times import rfc3339
 from storage.accounts import SqlAccounts
 from tests.contract.conftest import InSql, Store
+from tests.support.keys import FixedKeys
 from tests.support.log_rows import AT, chat_row, conversation, new_id, opened, order_row, order_state, posted, turn
 
 WHEN = rfc3339(AT)
@@ -266,7 +267,7 @@ async def test_rules_learn_who_wrote_a_message_and_whether_it_is_gone(
     ids = [kept.command_id or "", gone.command_id or "", edit, new_id()]
     facts = await store.facts().facts([MessageNeed(place, message) for message in ids])
     assert [facts.message(place, message) for message in ids] == [
-        MessageFact(ann, 3),
+        MessageFact(ann, 3, edits=1),
         MessageFact(bob, 4, deleted=True),
         None,  # the id of a command that posted nothing
         None,
@@ -341,7 +342,7 @@ async def test_the_ledgers_lines_come_from_the_events(sql_store: InSql, partitio
 async def test_ratings_count_for_whom_they_are_about_once_they_are_known(sql_store: InSql, partition: int) -> None:
     log = sql_store.log()
     heads = {p: t.position for p, t in (await log.take([partition], "host", AT)).items()}
-    accounts = SqlAccounts(sql_store.database(), FixedClock(), lambda: new_id())
+    accounts = SqlAccounts(sql_store.database(), FixedClock(), lambda: new_id(), FixedKeys())
     worker, _ = await accounts.find_or_create(f"+8613{partition:04d}{int(new_id()[:4], 16):05d}", "en")
     stream = f"order:{new_id(partition)}"
     hidden = order_row(stream, 1, "order.rated", side="customer")

@@ -13,8 +13,14 @@ from storage.engine import Database, WrongDatabase, current_revision, migrate
 from storage.tables import metadata
 
 
+def of_sqlalchemy(name: str | None, _kind: str, _parents: object) -> bool:
+    """Full text is made by the migration alone: no table of SQLAlchemy's can say what it is."""
+    return name is None or not name.startswith("message_text")
+
+
 def differences(connection: Connection) -> list[object]:
-    return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
+    options = {"compare_type": True, "include_name": of_sqlalchemy}
+    return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
 
 
 async def test_migrations_build_the_tables_that_the_code_knows(sql_place: str) -> None:
@@ -32,17 +38,38 @@ async def test_migrating_again_changes_nothing_not_even_the_name(sql_place: str)
     await database.close()
 
 
+MIGRATING = """
+import asyncio, sys
+from storage.engine import migrate
+for url in sys.argv[2:]:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    asyncio.run(migrate(url, sys.argv[1]))
+"""
+
+
 async def test_many_that_start_on_an_empty_file_at_once_make_one_database(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'deep' / 'new.db'}"
-    script = "import asyncio, sys; from storage.engine import migrate; asyncio.run(migrate(sys.argv[1], sys.argv[2]))"
+    """Alembic reads the version before its transaction begins, and one in five rounds of this once failed over that."""
+    urls = [f"sqlite+aiosqlite:///{tmp_path / str(n) / 'new.db'}" for n in range(15)]
+    pipe = asyncio.subprocess.PIPE
     processes = [
-        await asyncio.create_subprocess_exec(sys.executable, "-W", "error", "-c", script, url, f"name-{n}")
-        for n in range(3)
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-W", "error", "-c", MIGRATING, f"name-{n}", *urls, stdin=pipe, stdout=pipe
+        )
+        for n in range(4)
     ]
-    assert [await process.wait() for process in processes] == [0, 0, 0]
-    database = Database(url)
-    assert (await database.check()).startswith("name-")
-    await database.close()
+    for _ in urls:
+        for process in processes:
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+    assert [await process.wait() for process in processes] == [0] * 4
+    for url in urls:
+        database = Database(url)
+        assert (await database.check()).startswith("name-")
+        await database.close()
 
 
 async def test_a_database_without_a_schema_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -6,14 +6,19 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 
+from domain.devices import DeviceKey, stepped_up
 from domain.errors import Code, Refusal
-from domain.ports import Device, DeviceSession
+from domain.places import Place, Seen
+from domain.ports import Device, DeviceSession, Judge, StoreUnavailable
 from storage.engine import Database
+from storage.erasures import SqlErasures
 from storage.sessions import SqlSessions
 from storage.tables import refresh_token
+from storage.user_keys import SqlDeviceKeys
 from tests.support.databases import migrated
 
 NOW = 1_800_000_000_000
@@ -194,3 +199,183 @@ async def test_expired_tokens_leave_the_database_as_the_session_goes_on(sessions
             assert await connection.scalar(count_of.select_from(refresh_token)) == 2
     finally:
         await database.close()
+
+
+# --- where a session was seen, and who judges it ---
+
+THERE = Seen("2001:db8::/64", "App/ (iOS )", Place("CN", "上海", 31.2, 121.5))
+
+
+async def test_all_that_is_known_of_a_session_comes_back_as_it_was_stored(sessions: SqlSessions) -> None:
+    device = Device("device-1", "王的手机 📱", "android")
+    full = DeviceSession(
+        next(_ids), next(_ids), device, NOW, NOW, seen=THERE, confirmed_at=NOW, second_factor_at=NOW + 1
+    )
+    await sessions.open(full, new_token(), EXPIRES)
+    assert await sessions.get(full.id) == full
+
+
+async def test_a_token_leads_to_its_session_without_being_spent(sessions: SqlSessions) -> None:
+    session, token = await opened(sessions)
+    assert (await sessions.of_refresh(token)) == session
+    assert await sessions.of_refresh(new_token()) is None
+    _, sealed, _ = await rotated(sessions, token, NOW + 1)
+    assert sealed is None
+    spent = await sessions.of_refresh(token)
+    assert spent is not None
+    assert spent.id == session.id
+
+
+async def judged(sessions: SqlSessions, token: bytes, judge: Judge, now: int = NOW + 1_000) -> DeviceSession:
+    session, _ = await sessions.rotate(token, new_token(), b"sealed", now, now + 30 * DAY, GRACE, judge)
+    return session
+
+
+def no(_: DeviceSession) -> DeviceSession:
+    raise Refusal(Code.STEP_UP_REQUIRED)
+
+
+async def test_what_a_judge_refuses_changes_nothing_and_the_token_can_still_be_spent(sessions: SqlSessions) -> None:
+    session, token = await opened(sessions)
+    with pytest.raises(Refusal) as refusal:
+        await judged(sessions, token, no)
+    assert refusal.value.code is Code.STEP_UP_REQUIRED
+    assert await sessions.get(session.id) == session
+    assert (await judged(sessions, token, lambda known: known)).id == session.id
+
+
+async def test_within_the_grace_the_judge_is_asked_too(sessions: SqlSessions) -> None:
+    _, token = await opened(sessions)
+    await rotated(sessions, token, NOW + 1_000)
+    with pytest.raises(Refusal) as refusal:
+        await judged(sessions, token, no, NOW + 2_000)
+    assert refusal.value.code is Code.STEP_UP_REQUIRED
+
+
+async def test_a_reused_token_ends_the_session_whatever_a_judge_would_say(sessions: SqlSessions) -> None:
+    session, token = await opened(sessions)
+    await rotated(sessions, token, NOW + 1_000)
+    with pytest.raises(Refusal) as refusal:
+        await judged(sessions, token, no, NOW + 40_000)
+    assert refusal.value.code is Code.SESSION_REVOKED
+    found = await sessions.get(session.id)
+    assert found is not None
+    assert found.revoked_at == NOW + 40_000
+
+
+async def test_what_a_judge_makes_of_the_session_is_stored_with_the_new_token(sessions: SqlSessions) -> None:
+    session, token = await opened(sessions)
+    other = Device("device-2", "new", "ios")
+    after = await judged(sessions, token, lambda known: stepped_up(known, other, THERE, NOW + 1_000))
+    stored = await sessions.get(session.id)
+    assert stored == msgspec.structs.replace(after, last_seen_at=NOW + 1_000)
+    assert (stored.device, stored.seen, stored.confirmed_at) == (other, THERE, NOW + 1_000)
+
+
+async def test_of_many_who_race_from_two_places_only_one_place_wins(processes: Callable[[], SqlSessions]) -> None:
+    """The judge sees what the one before has stored: whoever comes second from elsewhere is refused."""
+    one, other = processes(), processes()
+    session, token = await opened(one)
+
+    def only(country: str) -> Judge:
+        def judge(known: DeviceSession) -> DeviceSession:
+            if known.seen.place.country not in ("", country):
+                raise Refusal(Code.STEP_UP_REQUIRED)
+            return msgspec.structs.replace(known, seen=Seen(place=Place(country)))
+
+        return judge
+
+    attempts = [(one, "CN"), (other, "DE")] * 10
+    outcomes = await asyncio.gather(
+        *(judged(at, token, only(country)) for at, country in attempts), return_exceptions=True
+    )
+    won = {
+        country for (_, country), outcome in zip(attempts, outcomes, strict=True) if not isinstance(outcome, Refusal)
+    }
+    refused_for = {outcome.code for outcome in outcomes if isinstance(outcome, Refusal)}
+    assert len(won) == 1
+    assert refused_for == {Code.STEP_UP_REQUIRED}
+    stored = await one.get(session.id)
+    assert stored is not None
+    assert {stored.seen.place.country} == won
+
+
+async def not_opened(sessions: SqlSessions, session: DeviceSession) -> None:
+    with pytest.raises(Refusal) as refusal:
+        await sessions.open(session, new_token(), EXPIRES)
+    assert refusal.value.code is Code.UNAUTHENTICATED
+    assert await sessions.get(session.id) is None
+
+
+async def test_a_key_opens_sessions_of_its_user_until_it_is_removed(sessions: SqlSessions, url: str) -> None:
+    database = Database(url)
+    try:
+        keys = SqlDeviceKeys(database)
+        key = await keys.add(DeviceKey(next(_ids), next(_ids), "phone", os.urandom(91), NOW), 5)
+
+        def by_key(user_id: str) -> DeviceSession:
+            return DeviceSession(next(_ids), user_id, Device("d", "d", "d"), NOW, NOW, device_key_id=key.id)
+
+        mine = by_key(key.user_id)
+        await sessions.open(mine, new_token(), EXPIRES)
+        assert await sessions.get(mine.id) == mine
+        used = await keys.get(key.id)
+        assert used is not None
+        assert used.last_used_at == NOW
+        await not_opened(sessions, by_key(next(_ids)))
+        assert await keys.remove(key.user_id, key.id)
+        await not_opened(sessions, by_key(key.user_id))
+    finally:
+        await database.close()
+
+
+async def test_once_a_key_is_removed_no_session_of_it_appears_any_more(
+    processes: Callable[[], SqlSessions], url: str
+) -> None:
+    """Who removes a key ends the sessions that it finds afterwards: one that came later would live on."""
+    database = Database(url)
+    openers = [processes() for _ in range(4)]
+    try:
+        keys = SqlDeviceKeys(database)
+        for _ in range(10):
+            key = await keys.add(DeviceKey(next(_ids), next(_ids), "phone", os.urandom(91), NOW), 5)
+
+            async def log_in(at: SqlSessions, key: DeviceKey = key) -> None:
+                session = DeviceSession(next(_ids), key.user_id, Device("d", "d", "d"), NOW, NOW, device_key_id=key.id)
+                await at.open(session, new_token(), EXPIRES)
+
+            async def remove(key: DeviceKey = key) -> list[DeviceSession]:
+                await keys.remove(key.user_id, key.id)
+                return await openers[0].list_of(key.user_id)
+
+            *_, found = await asyncio.gather(*(log_in(at) for at in openers), remove(), return_exceptions=True)
+            assert found == await openers[0].list_of(key.user_id)
+    finally:
+        await database.close()
+
+
+async def deadlocks(database: Database) -> int:
+    async with database.read() as connection:
+        row = (await connection.exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Innodb_deadlocks'")).one()
+    return int(row[1])
+
+
+async def test_old_and_new_tokens_of_a_session_that_come_at_once_and_its_erasure_never_wait_for_each_other_in_a_ring(
+    processes: Callable[[], SqlSessions],
+) -> None:
+    """Who spends a token drops the expired ones of its session, and so looks at all of them; who sends the old one again
+    holds that. Each had first locked its token and then the session."""
+    stores = [processes() for _ in range(4)]
+    database = stores[0]._database
+    before = 0 if database.is_sqlite else await deadlocks(database)
+    for _ in range(10):
+        session, old = await opened(stores[0])
+        _, _, newest = await rotated(stores[0], old, NOW)
+        again = [rotated(store, old, NOW + 1) for store in stores]
+        spent = [rotated(store, newest, NOW + 2) for store in stores]
+        outcomes = await asyncio.gather(
+            *again, *spent, SqlErasures(database).forget(session.user_id), return_exceptions=True
+        )
+        errors = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        assert all(isinstance(error, Refusal | StoreUnavailable) for error in errors), errors  # the machine may be busy
+    assert database.is_sqlite or await deadlocks(database) == before

@@ -13,6 +13,7 @@ _RUNTIME: Final = (
     "tests/unit/test_handoff.py",
     "tests/unit/test_reminders.py",
     "tests/unit/test_residents.py",
+    "tests/unit/test_activation_tail.py",
     "tests/unit/test_membership.py",
 )
 _LOG: Final = (

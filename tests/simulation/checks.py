@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import msgspec
 
 from actors.activation import MAILBOX
+from domain import chat_events
 from domain.aggregate import Account, AccountNeed, Facts
 from domain.channels import stream_partition
-from domain.chat import MessagePosted
+from domain.chat import MessageDeleted, MessageEdited, MessagePosted
 from domain.commands import Command
 from domain.errors import Refusal
 from domain.order_state import OrderState
@@ -63,6 +64,21 @@ def _message(stream: str, entry: Entry) -> MessagePosted | None:
     event = CHAT.decode_event(entry.body)
     assert isinstance(event, MessagePosted)
     return event
+
+
+def erased(store: MemoryStore) -> Iterator[str]:
+    """Nothing that was deleted has any content left, and nothing else has lost its own."""
+    for stream, entries in sorted(store.streams.items()):
+        if not stream.startswith("conversation:"):
+            continue
+        events = [CHAT.decode_event(entry.body) for entry in entries]
+        deleted = {event.message_id for event in events if isinstance(event, MessageDeleted)}
+        for offset, event in enumerate(events, 1):
+            if isinstance(event, MessagePosted | MessageEdited):
+                if event.erased != (event.message_id in deleted):
+                    yield f"erased: {stream}#{offset} is {'' if event.erased else 'not '}erased"
+                if event.erased and entries[offset - 1].body != chat_events.erased(entries[offset - 1].body):
+                    yield f"erased: {stream}#{offset} has content left"
 
 
 def writes(ledger: Ledger, store: MemoryStore) -> Iterator[str]:

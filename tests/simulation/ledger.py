@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from domain.chat_events import ERASED, erased
 from storage.partition_log import publication
 from tests.support.simulated_loop import VirtualLoop
 from tests.support.simulated_store import SimulatedDatabase
@@ -57,7 +58,8 @@ class Ledger:
         self._database = database
         self._trace = trace
         self._ended = ended
-        self._public: dict[tuple[str, int], bytes] = {}
+        self._said: dict[tuple[str, int], bytes] = {}
+        """What stood at a (stream, offset) before it was erased, as far as anybody was shown it."""
         self.refusable: Callable[[Write, str, int | None], bool] = lambda write, code, before: True
         """Whether the refusal was right at some moment since the write was first sent, with the stream `before` an offset."""
         self.violations: list[str] = []
@@ -148,21 +150,25 @@ class Ledger:
         self._know(stream, offset)
 
     def compare(self, device: str, stream: str, offset: int, data: bytes) -> None:
-        """What somebody sees at an offset is what the log has there."""
-        public = self.public(stream, offset)
-        if public is None:
+        """What somebody sees at an offset is what the log has there, or had before the message was deleted."""
+        stored = self.public(stream, offset)
+        if stored is None:
             self.broken("nothing unsent", f"{device} is shown {stream}#{offset}, which is not stored")
-        elif public != data:
-            self.broken("the same everywhere", f"{device} is shown {data!r} at {stream}#{offset}, stored is {public!r}")
+            return
+        if ERASED in stored and ERASED not in data:
+            said = self._said.setdefault((stream, offset), data)
+            same = data == said and erased(data) == stored
+        else:
+            said, same = stored, data == stored
+            if ERASED not in stored:
+                self._said[stream, offset] = stored
+        if not same:
+            self.broken("the same everywhere", f"{device} is shown {data!r} at {stream}#{offset}, stored is {said!r}")
 
     def public(self, stream: str, offset: int) -> bytes | None:
-        found = self._public.get((stream, offset))
-        if found is None:
-            entries = self._database.store.streams.get(stream, [])
-            if offset > len(entries):
-                return None
-            found = self._public[stream, offset] = publication(stream, entries[offset - 1].body)
-        return found
+        """What the members see of what is stored there now."""
+        entries = self._database.store.streams.get(stream, [])
+        return publication(stream, entries[offset - 1].body) if offset <= len(entries) else None
 
     def ephemeral(self, device: str, stream: str, owner: int) -> None:
         self.counts["ephemeral shown"] += 1

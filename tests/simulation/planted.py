@@ -119,11 +119,11 @@ class RelaySkipped(Wiring):
 class _OneFurther(NumberedConnection):
     __slots__ = ()
 
-    def _advance(self, cursor: Cursor, channel: Any, events: Sequence[Event]) -> tuple[list[bytes], bool]:
+    def _advance(self, cursor: Cursor, events: Sequence[Event]) -> tuple[list[Event], bool]:
         if len(events) > 1 and cursor.position:
             cursor.position += 1
             events = events[1:]
-        return super()._advance(cursor, channel, events)
+        return super()._advance(cursor, events)
 
 
 class RecoveryOffByOne(Wiring):

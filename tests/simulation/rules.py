@@ -1,6 +1,7 @@
 """Conversations that can remind: the real rules, and alarms that their members set, so that reminders have something to do.
 
-A message `alarm <name> <milliseconds>` sets one (of the same name: sets it anew), `calm <name>` takes it back. When it is due
+A reaction `alarm-<n> <milliseconds>` sets one (of the same name: sets it anew), taking back `alarm-<n>` takes it back: the text
+of a message may be erased, a reaction stays as it was. When it is due
 the platform posts a card that says so. Everything about it is in the stream, where the checks find it.
 """
 
@@ -9,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from domain.chat import ChatEvent, ChatRules, Conversation, MessagePosted
+from domain.chat import ChatEvent, ChatRules, Conversation, MessagePosted, MessageReacted
 from domain.commands import Reminder
 from domain.times import epoch_ms, parse_rfc3339
 
@@ -17,7 +18,7 @@ __all__ = ["RemindingChat", "Room", "epoch_ms"]
 
 
 class Room(Conversation):
-    """`alarms`: name → (due at, offset of the message that set it)."""
+    """`alarms`: name → (due at, offset of the reaction that set it)."""
 
     alarms: dict[str, tuple[int, int]] = {}  # noqa: RUF012 - msgspec copies it
 
@@ -27,20 +28,18 @@ _decoder = msgspec.json.Decoder(Room)
 
 def alarm_set(event: ChatEvent) -> tuple[str, int] | None:
     """(name, due at) if the event sets an alarm."""
-    if isinstance(event, MessagePosted) and event.text is not None and event.text.startswith("alarm "):
-        _, name, after_ms = event.text.split()
+    if isinstance(event, MessageReacted) and event.on and event.emoji.startswith("alarm-"):
+        name, after_ms = event.emoji.split()
         return name, parse_rfc3339(event.at) + int(after_ms)
     return None
 
 
 def alarm_over(event: ChatEvent) -> tuple[str, int | None] | None:
     """(name, offset that set it) if the event is an alarm's ringing; None for the offset if somebody took it back."""
-    if not isinstance(event, MessagePosted):
-        return None
-    if event.card is not None and "ring" in event.card:
+    if isinstance(event, MessagePosted) and event.card is not None and "ring" in event.card:
         return event.card["ring"], event.card["fence"]
-    if event.text is not None and event.text.startswith("calm "):
-        return event.text.split()[1], None
+    if isinstance(event, MessageReacted) and not event.on and event.emoji.startswith("alarm-"):
+        return event.emoji, None
     return None
 
 

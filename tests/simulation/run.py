@@ -276,6 +276,7 @@ class Simulation:
         store, database = self.cluster.database.store, self.cluster.database
         self._all(checks.log_of(database))
         self._all(checks.writes(self.ledger, store))
+        self._all(checks.erased(store))
         self._all(checks.shown(self.ledger, self.devices, store))
         self._all(checks.reminders(database, self.loop.time()))
         self._all(checks.snapshots(store))

@@ -61,11 +61,14 @@ class Talk:
         self._write(device, room, "message.send", text=text + "." * chance.choice((0, 0, 0, 200, 1_500)))
 
     def _alarm(self, device: Device, room: str, chance: random.Random) -> None:
-        name = f"alarm-{chance.randrange(4)}"
-        if chance.random() < 0.2:
-            self._write(device, room, "message.send", text=f"calm {name}")
-        else:
-            self._write(device, room, "message.send", text=f"alarm {name} {chance.choice((0, 50, 800, 3_000, 8_000))}")
+        name, known = f"alarm-{chance.randrange(4)}", device.disk.messages.get(room, [])
+        if not known:
+            self._say(device, room, chance)
+            return
+        message, _ = chance.choice(known)
+        calm = chance.random() < 0.2
+        emoji = name if calm else f"{name} {chance.choice((0, 50, 800, 3_000, 8_000))}"
+        self._write(device, room, "message.react", message_id=message, emoji=emoji, on=not calm)
 
     def _change(self, device: Device, room: str, chance: random.Random) -> None:
         known = device.disk.messages.get(room, [])

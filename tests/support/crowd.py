@@ -40,6 +40,8 @@ from tests.support.parts import Parts
 ANSWER_S: Final = 5.0
 """How long a device waits for an answer: the SDKs' default."""
 HANDSHAKE_S: Final = 5.0
+BACKLOG_S: Final = 600.0
+"""How long what piled up in outboxes may take to get to the platform when all is over."""
 SILENCE_S: Final = 35.0
 """Without so much as a ping for this long the connection is taken for dead: the server's 25 s and the SDKs' 10 s."""
 FIRST_BACKOFF_S: Final = 0.05
@@ -204,6 +206,7 @@ class Device:
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._stay_connected())
+        self._task.add_done_callback(self.crowd.has_ended)
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -211,6 +214,7 @@ class Device:
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         if self._socket is not None:
+            self._socket.traffic = None
             self._socket.close()
             self._socket = None
 
@@ -218,7 +222,7 @@ class Device:
         backoff_s = FIRST_BACKOFF_S
         while True:
             try:
-                async with self.crowd.door, asyncio.timeout(HANDSHAKE_S):
+                async with self.crowd.door, asyncio.timeout(self.crowd.handshake_s):
                     socket = await Line.open(self.url, self.token)
             except (SocketFailed, TimeoutError) as error:
                 self.crowd.evidence.errors[_short(error)] += 1
@@ -264,8 +268,14 @@ class Device:
         if socket.pings != self._pings:
             self._pings, self._heard_s = socket.pings, now_s
         elif now_s - self._heard_s > self.crowd.silence_s:
-            socket.close()
-            self.lost("no ping came")
+            self._hang_up("no ping came")
+
+    def _hang_up(self, reason: str) -> None:
+        """Leave the connection; nothing that it still brings is heard."""
+        if self._socket is not None:
+            self._socket.traffic = None
+            self._socket.close()
+            self.lost(reason)
 
     # --- what comes ----------------------------------------------------------------------------------------------
 
@@ -380,7 +390,11 @@ class Device:
         self.crowd.expect(self, number, self.connections)
 
     def overdue(self, number: int, connection: int) -> None:
-        """No answer came in time; ask again on the same connection, as nobody knows what became of it."""
+        """No answer came in time: a message is sent again on the same connection, as nobody knows what became of it.
+
+        Where a subscription stands is not known either, and what its late answer recovers belongs before all that follows it:
+        the connection is given up, as the SDKs do.
+        """
         if connection != self.connections or self._socket is None:
             return
         asked = self._asked.pop(number, None)
@@ -388,7 +402,7 @@ class Device:
             return
         self.crowd.evidence.errors["no answer in time"] += 1
         if isinstance(asked, str):
-            self._subscribe(asked)
+            self._hang_up("a subscription was not answered")
         else:
             self.crowd.given_up[self, number] = asked
             self._write(asked)
@@ -487,6 +501,8 @@ class Crowd:
         self.evidence = Evidence()
         self.window = window
         self.silence_s = silence_s
+        self.handshake_s = HANDSHAKE_S
+        """How long a device waits until it is connected."""
         self.random = random.Random(seed)
         self.devices: list[Device | Walkie] = []
         self.rooms: list[tuple[str, list[Device | Walkie]]] = []
@@ -500,12 +516,12 @@ class Crowd:
         self._broker: NatsBroker | None = None
         self._router: BrokerRouter | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._settled_s = 0.0
+        self._ended: list[BaseException | None] = []
 
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._broker = await NatsBroker(self.ground.nats_url, "", "crowd").start()
+        self._broker = await NatsBroker(self.ground.nats_url, "", "crowd", "rest").start()
         self._router = BrokerRouter(self._broker, SystemClock(), NoMetrics())
         self._sweeper = asyncio.create_task(self._sweep())
         return self
@@ -526,7 +542,15 @@ class Crowd:
         assert self._router is not None
         return self._router
 
-    async def furnish(self, rooms: int, *, members: int = 2, writers: int = 1, sockets: bool = True) -> None:
+    async def furnish(
+        self,
+        rooms: int,
+        *,
+        members: int = 2,
+        writers: int = 1,
+        sockets: bool = True,
+        device: "Callable[[Crowd, str, str, str, str], Device] | None" = None,
+    ) -> None:
         """Open so many conversations with so many members each, the first `writers` of whom will write in it.
 
         Without writers nobody says anything by themselves.
@@ -541,8 +565,9 @@ class Crowd:
         await _each(streams, self._open)
         if sockets:
             tokens = await log_in(self.ground, users)
+            make = device or Device
             devices: list[Device | Walkie] = [
-                Device(self, f"{user[-6:]}#{number}", user, token, self.ground.websocket)
+                make(self, f"{user[-6:]}#{number}", user, token, self.ground.websocket)
                 for number, (user, token) in enumerate(zip(users, tokens, strict=True), len(self.devices))
             ]
         else:
@@ -620,8 +645,16 @@ class Crowd:
 
     async def settle(self, limit_s: float = 30.0) -> None:
         """Return when every message is settled and everybody has been shown everything; what is not so after `limit_s`
-        is left for the judge to find."""
-        with suppress(TimeoutError):
+        is left for the judge to find.
+
+        The time begins anew while what piled up in outboxes grows less: until that is gone it is overload that goes on, and
+        not yet the time after it. At most `BACKLOG_S`.
+
+        Raises:
+            RuntimeError: a device has ended by itself. That is a fault of this crowd, and no evidence against the platform.
+        """
+        await self._worked_off(limit_s)
+        try:
             async with asyncio.timeout(limit_s):
                 while not all(device.settled and device.online for device in self.devices):
                     await asyncio.sleep(0.02)
@@ -631,10 +664,29 @@ class Crowd:
                 followed = [(place, heads[name]) for d in self.devices for name, place in d.places.items()]
                 while not all(place.offset >= head for place, head in followed):
                     await asyncio.sleep(0.02)
+        except TimeoutError:
+            # What is told and shown while the log is being read cannot be judged by it.
+            await asyncio.gather(*(device.stop() for device in self.devices))
         await asyncio.sleep(0.3)  # time for a double to come
+        if self._ended:
+            raise RuntimeError(f"{len(self._ended)} devices have ended by themselves") from self._ended[0]
         for message in self.evidence.sent.values():
             if message.attempts and not message.acked and not message.refused:
                 await self._ask_whether_it_landed(message)
+
+    def has_ended(self, task: "asyncio.Task[None]") -> None:
+        """A device's task is over, which but for `stop` none ever should be."""
+        if not task.cancelled():
+            self._ended.append(task.exception())
+
+    async def _worked_off(self, limit_s: float) -> None:
+        """Return when nothing waits in an outbox, or hardly less of it than `limit_s` ago, or after `BACKLOG_S`."""
+        ending_s = perf_counter() + BACKLOG_S
+        least, since_s = self.unsettled, perf_counter()
+        while least and perf_counter() < min(ending_s, since_s + limit_s):
+            await asyncio.sleep(0.1)
+            if self.unsettled < 0.95 * least:
+                least, since_s = self.unsettled, perf_counter()
 
     async def say_once(self, stream: str, text: str) -> None:
         """A message to the stream's owner from somebody who waits for no answer and will not send it again."""

@@ -5,6 +5,7 @@ Tests of the edge talk to it instead of hosts, NATS and a database: what they pr
 
 import asyncio
 import time
+import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -36,6 +37,7 @@ from domain.ports import (
     Received,
     StoreUnavailable,
 )
+from domain.tickets import TICKET_PREFIX, is_ticket
 from domain.times import rfc3339
 
 encode = msgspec.msgpack.encode
@@ -131,7 +133,10 @@ class Stream:
 
 
 class FakePlatform:
-    """Router, StreamReader, ReadModels and TokenVerifier in one. Tokens: `user/session/expiry in ms`."""
+    """Router, StreamReader, ReadModels and TokenVerifier in one.
+
+    Tokens: `user/session/expiry in ms`. A ticket, made of a token, is accepted once.
+    """
 
     def __init__(self, broker: Any = None) -> None:
         self.broker = LocalBroker() if broker is None else broker
@@ -143,9 +148,12 @@ class FakePlatform:
         self.reads = 0
         self.read_delay_s = 0.0
         self.store_down = False
+        self.remembered = 0
+        """So many of its last events a stream's owner still knows."""
         self.hidden_rows = 0
         """So many of the newest rows a lagging replica does not show yet."""
         self.revoked: set[str] = set()
+        self.tickets: set[str] = set()
         self.refuse: Refusal | None = None
 
     # --- making things happen ------------------------------------------------------------------------------------
@@ -167,8 +175,9 @@ class FakePlatform:
         return len(stream.events)
 
     async def deliver(self, name: str, *items: Publication, owner: int | None = None) -> None:
-        delivery = Delivery(name, self.owner if owner is None else owner, tuple(items))
-        await self.broker.publish(event_subject(name), encode(delivery))
+        for start in range(0, len(items), 1_000):
+            delivery = Delivery(name, self.owner if owner is None else owner, items[start : start + 1_000])
+            await self.broker.publish(event_subject(name), encode(delivery))
 
     async def ephemeral(self, name: str, body: dict[str, Any], owner: int | None = None) -> None:
         await self.deliver(name, Publication(0, msgspec.json.encode(body)), owner=owner)
@@ -187,6 +196,11 @@ class FakePlatform:
     @staticmethod
     def token(user_id: str, session_id: str, life_s: float = 900.0) -> str:
         return f"{user_id}/{session_id}/{int((time.time() + life_s) * 1000)}"
+
+    def ticket(self, token: str) -> str:
+        ticket = f"{TICKET_PREFIX}{uuid.uuid4()}.{token}"
+        self.tickets.add(ticket)
+        return ticket
 
     # --- Router --------------------------------------------------------------------------------------------------
 
@@ -208,11 +222,17 @@ class FakePlatform:
 
     def _answer(self, stream: Stream, query: Query) -> Answer:
         if query.name == "attach":
-            return Attached(stream.epoch, len(stream.events), self.owner)
+            return Attached(stream.epoch, len(stream.events), self.owner, self._tail(stream, query.after))
         if query.name == "view":
             return Viewed(len(stream.events), b"{}")
         known = stream.done.get(query.command_id)
         return Status(known is not None, known.offset if known else None)
+
+    def _tail(self, stream: Stream, after: int | None) -> tuple[Publication, ...]:
+        first = max(0, len(stream.events) - self.remembered)
+        if after is None or not first <= after < len(stream.events):
+            return ()
+        return tuple(Publication(n + 1, stream.events[n]) for n in range(after, len(stream.events)))
 
     async def _command(self, stream: Stream, command: Command) -> Answer:
         known = stream.done.get(command.command_id)
@@ -273,6 +293,10 @@ class FakePlatform:
         ]
         return Page(rows, None)
 
+    async def contacts(self, user_id: str, others: Sequence[str]) -> frozenset[str]:
+        shared = [stream.members for stream in self.streams.values() if user_id in stream.members]
+        return frozenset(set().union(*shared) & set(others) - {user_id})
+
     async def order_heads(self, user_id: str) -> list[tuple[str, int, str]]:
         return [
             (name[6:], len(stream.events), "open")
@@ -288,11 +312,20 @@ class FakePlatform:
     async def verify(self, token: str) -> Identity:
         await asyncio.sleep(0)
         try:
-            user_id, session_id, expires = token.split("/")
+            user_id, session_id, expires = token.rpartition(".")[2].split("/")
         except ValueError:
             raise Refusal(Code.UNAUTHENTICATED) from None
         if session_id in self.revoked:
             raise Refusal(Code.SESSION_REVOKED)
         if int(expires) <= time.time() * 1000:
             raise Refusal(Code.TOKEN_EXPIRED)
+        if is_ticket(token):
+            if token not in self.tickets:
+                raise Refusal(Code.TOKEN_EXPIRED)
+            self.tickets.discard(token)
         return Identity(user_id, session_id, int(expires))
+
+    async def check_session(self, session_id: str) -> None:
+        await asyncio.sleep(0)
+        if session_id in self.revoked:
+            raise Refusal(Code.SESSION_REVOKED)

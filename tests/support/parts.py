@@ -446,7 +446,7 @@ class Heartbeats:
     """By host's name: its last heartbeat and when that came (`time.monotonic`)."""
 
     def __init__(self, nats_url: str) -> None:
-        self._broker = NatsBroker(nats_url, "", "onlooker")
+        self._broker = NatsBroker(nats_url, "", "onlooker", "census")
         self.beats: dict[str, tuple[Heartbeat, float]] = {}
 
     async def __aenter__(self) -> dict[str, tuple[Heartbeat, float]]:

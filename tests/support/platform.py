@@ -140,6 +140,11 @@ class Platform:
                 raise PlatformFailed(f"not ready (exit code {self._process.returncode}):\n{self.output}{self._logs()}")
         return self
 
+    def check(self) -> None:
+        """Raises PlatformFailed, with what it said, if it has ended by itself."""
+        if self._process is not None and self._process.poll() is not None:
+            raise PlatformFailed(f"ended with code {self._process.returncode}:\n{self.output}{self._logs()}")
+
     def stop(self, signal_number: int = signal.SIGINT) -> int:
         """Ctrl-C, or another signal, once; returns the exit code.
 

@@ -9,13 +9,24 @@ from actors.router import BrokerRouter
 from domain.ids import PARTITIONS
 from domain.ports import NoMetrics
 from storage.accounts import SqlAccounts
+from storage.audit import SqlAudit
+from storage.blocks import SqlBlocks
 from storage.engine import Database
+from storage.erasures import SqlErasures
 from storage.facts import SqlFacts
+from storage.identities import SqlIdentities
 from storage.memory_broker import MemoryBroker, MemoryBus
+from storage.mutes import SqlMutes
 from storage.partition_log import SqlPartitionLog, SqlStreamReader
 from storage.read_models import SqlReadModels
+from storage.search import SqlMessageSearch
 from storage.sessions import SqlSessions
 from storage.stream_records import SqlStreamRecords
+from storage.uploads import SqlUploads
+from storage.user_keys import SqlApiKeys, SqlDeviceKeys, SqlTotpSecrets
+from storage.verification import SqlWorkerDocuments
+from tests.support.keys import FixedKeys
+from tests.support.memory_uploads import MemoryObjects
 from tests.support.rest_app import World
 
 
@@ -41,13 +52,25 @@ class RestPlatform(World):
     def __init__(self, url: str, **settings: Any) -> None:
         super().__init__(clock=MovableClock(), **settings)
         self.database = Database(url)
-        self.accounts = SqlAccounts(self.database, self.clock, self.new_id)  # type: ignore[assignment]
-        self.sessions = SqlSessions(self.database)  # type: ignore[assignment]
+        self.audit: Any = SqlAudit(self.database, b"audit key of the tests".ljust(32), self.clock, self.new_id)
+        self.accounts = SqlAccounts(self.database, self.clock, self.new_id, FixedKeys(), self.audit)  # type: ignore[assignment]
+        self.sessions = SqlSessions(self.database, self.audit)  # type: ignore[assignment]
         self.tokens._sessions = self.sessions
+        self.device_keys = SqlDeviceKeys(self.database)
+        self.totp = SqlTotpSecrets(self.database, FixedKeys())
+        self.api_keys = SqlApiKeys(self.database)
         self.log = SqlPartitionLog(self.database)
         self.reads = SqlReadModels(self.database)
         self.reader = SqlStreamReader(self.database)
+        self.search = SqlMessageSearch(self.database)
+        self.blocks = SqlBlocks(self.database)
+        self.mutes = SqlMutes(self.database)
         self.records = SqlStreamRecords(self.database)
+        self.identities = SqlIdentities(self.database)
+        self.erasures = SqlErasures(self.database)
+        self.objects = MemoryObjects()
+        self.uploads = SqlUploads(self.database, self.objects, FixedKeys())
+        self.worker_documents = SqlWorkerDocuments(self.database, FixedKeys(), self.audit)
         self._bus = MemoryBus()
         self.broker = MemoryBroker(self._bus)  # type: ignore[assignment]
         self.router = BrokerRouter(MemoryBroker(self._bus), self.clock, NoMetrics())

@@ -9,9 +9,13 @@ from typing import Any, Self
 import httpx
 import uvicorn
 
+from tests.support.device_keys import Handset
+from tests.support.pictures import picture
 from tests.support.rest_platform import RestPlatform
 
 START_LIMIT_S = 60.0
+
+JPEG = {"Content-Type": "image/jpeg"}
 
 
 class RestServer:
@@ -66,7 +70,7 @@ class RestServer:
             await platform.stop()
 
     async def _furnish(self, platform: RestPlatform, app: Any) -> None:
-        """Something behind every id: an order, a conversation with messages, a worker, a device session."""
+        """Something behind every id: an order, a conversation with messages, a worker and a document, a picture, a session."""
         _, self.customer = await platform.login("+8613800000001")
         worker, worker_auth = await platform.login("+8613800000002")
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://rest") as http:
@@ -80,6 +84,16 @@ class RestServer:
             said = {"id": platform.new_id(), "text": "hello"}
             path = f"/v1/conversations/{opened['id']}/messages"
             await self._done(http.post(path, json=said, headers=self.customer))
+            phone = {"public_key": Handset().jwk(), "name": "phone"}
+            device_key = await self._done(http.post("/v1/auth/device-keys", json=phone, headers=self.customer))
+            shown = await self._done(
+                http.post("/v1/uploads?purpose=chat", content=picture(), headers=JPEG | self.customer)
+            )
+            proof = await self._done(
+                http.post("/v1/uploads?purpose=document", content=picture(), headers=JPEG | worker_auth)
+            )
+            passport = {"kind": "identity", "upload_id": proof["id"]}
+            document = await self._done(http.post("/v1/me/worker/documents", json=passport, headers=worker_auth))
         operator, self.operator = await platform.login("+8613800000003")
         await platform.accounts.grant(operator.id, "ops")
         _, other_device = await platform.login("+8613800000001")
@@ -89,7 +103,12 @@ class RestServer:
             "order_id": made["id"],
             "conversation_id": opened["id"],
             "worker_id": worker.id,
+            "user_id": operator.id,
+            "message_id": said["id"],
             "session_id": session.session_id,
+            "key_id": device_key["id"],
+            "upload_id": shown["id"],
+            "document_id": document["id"],
         }
 
     async def _done(self, request: Any) -> Any:

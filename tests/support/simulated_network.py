@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.connection import Connection
+from gateway.progress import Taken
 from tests.support.simulated_loop import Process, VirtualLoop
 
 WRITE_LIMIT_BYTES = 4_096
@@ -69,6 +70,7 @@ class Wire:
         self._held_back: deque[bytes] = deque()
         self._up_at_s = self._down_at_s = 0.0
         self._unread_bytes = 0
+        self._taken_bytes = 0
         self._stuck = False
         self._reading = True
         self._taking = True
@@ -129,6 +131,7 @@ class Wire:
             self._end(code, reason)
             return
         self._unread_bytes -= len(frame)
+        self._taken_bytes += len(frame)
         if self._stuck and self._unread_bytes <= WRITE_LIMIT_BYTES:
             self._stuck = False
             self._loop.later(self._gateway.process, self._latency(), self._writable_again)
@@ -148,6 +151,9 @@ class Wire:
             self._stuck = True
             return False
         return True
+
+    def taken(self) -> Taken:
+        return Taken(self._taken_bytes, self._unread_bytes > 0)
 
     def write(self, frame: bytes) -> None:
         self._unread_bytes += len(frame)

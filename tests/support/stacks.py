@@ -43,6 +43,7 @@ class SqliteOn:
 
     pids: tuple[int, ...] = ()
     environment: Mapping[str, str]
+    log = ""
 
     def __init__(self, disk: Disk, *, synced: bool = True) -> None:
         self._folder = disk.folder
@@ -54,6 +55,9 @@ class SqliteOn:
         return f"sqlite+aiosqlite:///{self._folder}/{name}.db"
 
     def start(self) -> None: ...
+    def start_again(self) -> bool:
+        return False
+
     def close(self) -> None: ...
 
 
@@ -67,12 +71,18 @@ class MariaDbOn:
         self.server = MariaDb(*options, *([] if synced else ["--innodb-flush-log-at-trx-commit=0"]))
         shutil.rmtree(self.server.folder)
         self.server.folder = disk.folder / "mariadb"
+        self.server.log_folder = disk.folder.parent  # which does not fill up with it
         self.server.folder.mkdir(exist_ok=True)
         self.url = ""
 
     @property
     def pids(self) -> tuple[int, ...]:
         return (self.server.pid,)
+
+    @property
+    def log(self) -> str:
+        """The last lines that the server wrote."""
+        return self.server.log
 
     def url_of(self, name: str) -> str:
         """Another database of this server, empty when it is first used."""
@@ -81,6 +91,13 @@ class MariaDbOn:
     def start(self) -> None:
         self.server.start()
         self.url = self.server.url("renoveasy")
+
+    def start_again(self) -> bool:
+        """What a supervisor does with a server that has ended by itself; whether it had."""
+        ended = not self.server.running
+        if ended:
+            self.server.start()
+        return ended
 
     def close(self) -> None:
         self.server.kill()

@@ -7,10 +7,33 @@ from typing import Any
 
 import pytest
 
-from domain.aggregate import Account, AccountNeed, Facts, Need, OpenOrdersNeed, WorkerProfile
+from domain.aggregate import (
+    Account,
+    AccountNeed,
+    BlockNeed,
+    Decision,
+    Facts,
+    Need,
+    OpenOrdersNeed,
+    UploadFact,
+    UploadNeed,
+    WorkerProfile,
+)
 from domain.channels import stream_partition
+from domain.chat import CHAT, Conversation
 from domain.commands import SYSTEM, Actor, Command, Reminder
 from domain.errors import Refusal, Refused
+from domain.order_events import (
+    Cancelled,
+    Created,
+    Expired,
+    Nudged,
+    Published,
+    QuoteRejected,
+    QuoteSubmitted,
+    QuoteWithdrawn,
+    type_of,
+)
 from domain.order_state import OrderState
 from domain.order_table import TERMINAL
 from domain.orders import OrderRules
@@ -63,13 +86,25 @@ class World:
             OPAL: Account(OPAL, ("customer", "ops")),
         }
         self.open_orders = 0
+        self.blocks: set[tuple[str, str]] = set()
+        """Who has blocked whom."""
+        self.uploads: dict[str, UploadFact] = {}
         self.claims: set[str] = set()
         self.bodies: list[bytes] = []
         self.related: list[Command] = []
         self.events: list[Any] = []
+        self.rooms: dict[str, Conversation] = {}
+        self.said: dict[str, list[Any]] = {}
+        """What has happened in the order's conversations, by the order's own doing."""
         self.taken_back: set[Reminder] = set()
         """Reminders that stood once and no longer do."""
         self._ids = 0x100000
+
+    def uploaded(self, who: str, purpose: str = "photo") -> str:
+        """Something that somebody may name."""
+        upload_id = self.new_id()
+        self.uploads[upload_id] = UploadFact(ACTORS[who].id, purpose)
+        return upload_id
 
     def new_id(self) -> str:
         self._ids += 1
@@ -82,6 +117,10 @@ class World:
                 known[need] = self.accounts.get(need.user_id)
             if isinstance(need, OpenOrdersNeed):
                 known[need] = self.open_orders
+            if isinstance(need, BlockNeed):
+                known[need] = (need.blocker_id, need.blocked_id) in self.blocks
+            if isinstance(need, UploadNeed):
+                known[need] = self.uploads.get(need.upload_id)
         return Facts(known)
 
     def do(
@@ -123,10 +162,51 @@ class World:
             self.bodies.append(body)
         self.events += decision.events
         self.related += decision.related
+        self._check_cards(state, decision)
+        self._follow(decision.related)
         self._check_reminders(stood)
         if decision.refusal is not None:
             raise Refusal.of(decision.refusal)
         return decision.events
+
+    def _check_cards(self, before: OrderState, decision: Decision[Any]) -> None:
+        """Each event that both parties may know has one card where it belongs, in order, in the turn of the event."""
+        expected: dict[str, list[tuple[str, int]]] = {}
+        for event in decision.events:
+            for worker_id in self._told(before, event):
+                room = self.state.quotes_of(worker_id)[0].conversation_id
+                expected.setdefault(room, []).append((type_of(event), event.version))
+        posted: dict[str, list[tuple[str, int]]] = {}
+        for command in decision.related:
+            if command.name == "card":
+                card = json.loads(command.payload)["card"]
+                posted.setdefault(command.stream_id, []).append((card["type"], card["version"]))
+                assert card["order_id"] == ORDER
+        assert posted == expected
+
+    def _told(self, before: OrderState, event: Any) -> list[str]:
+        """The workers in whose conversations an event has a card, by the rule and not by the table."""
+        if isinstance(event, Created | Published | Nudged):
+            return []
+        if isinstance(event, QuoteSubmitted | QuoteWithdrawn | QuoteRejected):
+            assert event.private is not None
+            return [event.private.worker_id]
+        if isinstance(event, Cancelled | Expired):
+            return [q.worker_id for q in before.quotes if q.status in ("submitted", "accepted")]
+        hired = self.state.worker_id or before.worker_id
+        return [] if hired is None else [hired]
+
+    def _follow(self, related: list[Command]) -> None:
+        """What the order sends to its conversations happens there, by their own rules."""
+        for command in related:
+            room = self.rooms.get(command.stream_id)
+            if room is None:
+                room = CHAT.initial(command.stream_id)
+            decision = CHAT.decide(room, command, CHAT.parse(command), self.now, Facts({}))
+            self.rooms[command.stream_id] = room = CHAT.fork(room)
+            for event in decision.events:
+                room = CHAT.evolve(room, event, room.version + 1)
+                self.said.setdefault(command.stream_id, []).append(event)
 
     def _check_reminders(self, stood: list[Reminder]) -> None:
         """What the runtime's bookkeeping rests on."""
@@ -184,8 +264,9 @@ class World:
     def fork(self) -> "World":
         """Another world with the same past."""
         other = copy.copy(self)
-        for name in ("claims", "bodies", "related", "events", "taken_back"):
+        for name in ("claims", "bodies", "related", "events", "taken_back", "rooms"):
             setattr(other, name, copy.copy(getattr(self, name)))
+        other.said = {room: list(events) for room, events in self.said.items()}
         return other
 
     def refused(self, who: str, name: str, version: int | None = None, **payload: Any) -> Refused:

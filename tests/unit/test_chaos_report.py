@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from tests.chaos.report import FAILED, SKIPPED, Report, Row, begin, missing, table, write
 
 
@@ -42,9 +44,10 @@ def test_it_is_written_as_json_and_as_a_table_named_by_its_beginning(tmp_path):
     assert [row["id"] for row in json.loads(data.read_text())["rows"]] == ["R10", "R3", "R1", "R2"]
 
 
-def test_what_was_not_measured_is_left_out_of_the_table_and_null_in_the_json(tmp_path):
+@pytest.mark.parametrize("never", ["nan", "inf"])
+def test_what_was_not_measured_is_left_out_of_the_table_and_null_in_the_json(tmp_path, never):
     report = a_report()
-    report.rows[1].figures["ack"]["p99_s"] = float("nan")
+    report.rows[1].figures["ack"]["p99_s"] = float(never)
     data, text = write(report, tmp_path)
     assert "ack.p50_s 0.003; sent 1200" in text.read_text()
     assert json.loads(data.read_text())["rows"][1]["figures"]["ack"] == {"p50_s": 0.003, "p99_s": None}

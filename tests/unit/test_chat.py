@@ -8,41 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain.aggregate import NO_FACTS, Facts, MessageFact, MessageNeed
-from domain.chat import CHAT, RECENT, Conversation
-from domain.commands import SYSTEM, Actor, Command
+from domain.aggregate import Facts, MessageFact, MessageNeed
+from domain.chat import CHAT, MAX_EDITS, RECENT, Conversation
+from domain.commands import SYSTEM
 from domain.errors import Code, Refusal
-
-NOW = 1_767_225_600_000
-ANNA, BEN, EVE = (str(uuid.UUID(int=n, version=4)) for n in (1, 2, 3))
-ROOM = str(uuid.UUID(int=99, version=4))
-
-
-def user(user_id: str) -> Actor:
-    return Actor("user", user_id, "s")
-
-
-def command(name: str, actor: Actor, **payload: Any) -> Command:
-    command_id = "" if name.startswith("receipt") else str(uuid.uuid4())
-    return Command("conversation", ROOM, name, actor, command_id, json.dumps(payload).encode())
-
-
-def run(state: Conversation, made: Command, facts: Facts = NO_FACTS) -> list[Any]:
-    """The turn as the runtime takes it: parse, admit, decide, evolve."""
-    parsed = CHAT.parse(made)
-    CHAT.admit(state, made, facts)
-    events = CHAT.decide(state, made, parsed, NOW, facts).events
-    for event in events:
-        CHAT.evolve(state, event, state.version + 1)
-    return events
-
-
-def refused(state: Conversation, made: Command, facts: Facts = NO_FACTS) -> Code:
-    before = CHAT.encode_state(state)
-    with pytest.raises(Refusal) as caught:
-        run(state, made, facts)
-    assert CHAT.encode_state(state) == before
-    return caught.value.code
+from tests.support.chat_turns import ANNA, BEN, EVE, ROOM, command, refused, run, user
 
 
 @pytest.fixture
@@ -144,6 +114,24 @@ def test_an_old_message_is_known_by_the_log(room: Conversation) -> None:
     assert need == MessageNeed(ROOM, first.command_id)
     assert refused(room, edit) is Code.NOT_FOUND
     assert run(room, edit, Facts({need: MessageFact(ANNA, 3)}))
+
+
+@pytest.mark.parametrize("remembered", [True, False])
+def test_a_message_is_edited_a_hundred_times_and_no_more(room: Conversation, remembered: bool) -> None:
+    """All its texts are overwritten in one transaction when it is deleted, and nobody else may wait for that."""
+    made = command("send", user(ANNA), text="0")
+    run(room, made)
+    edit = command("edit", user(ANNA), message_id=made.command_id, text="x")
+    if remembered:
+        for _ in range(MAX_EDITS):
+            run(room, edit)
+        assert refused(room, edit) is Code.CONFLICT
+        return
+    for n in range(RECENT):
+        run(room, command("send", user(BEN), text=str(n)))
+    need = MessageNeed(ROOM, made.command_id)
+    assert run(room, edit, Facts({need: MessageFact(ANNA, 3, edits=MAX_EDITS - 1)}))
+    assert refused(room, edit, Facts({need: MessageFact(ANNA, 3, edits=MAX_EDITS)})) is Code.CONFLICT
 
 
 def test_receipts_only_ever_go_forward_and_never_past_the_end(room: Conversation) -> None:

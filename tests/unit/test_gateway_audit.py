@@ -4,13 +4,16 @@ import asyncio
 from typing import Any
 
 import msgspec
+import pytest
 
 from domain.commands import Compare, Query
 from domain.errors import Code, Refusal
+from gateway.connection import Connection
 from tests.support.fake_platform import FakePlatform
 from tests.unit.test_gateway_recovery import CHAT, USER, FakeTransport, Rig, numbered, say, until
 
 ORDER = "order:0190a0a0-0000-7000-8000-0000000000d1"
+OTHER = "0190a0a0-0000-7000-8000-0000000000d2"
 
 
 def hints(transport: FakeTransport) -> list[str]:
@@ -132,6 +135,69 @@ async def test_who_lost_an_order_while_nothing_was_heard_is_told_and_gets_nothin
         await platform.post(ORDER, {"type": "order.quoted"})
         await asyncio.sleep(0.02)
         assert 2 not in transport.offsets
+
+
+async def test_what_follows_on_a_reopened_order_waits_until_each_follower_has_been_asked_for() -> None:
+    platform = FakePlatform()
+    platform.create(ORDER, USER, OTHER)
+    async with Rig(platform, audit_s=0) as rig:
+        gone, stays = await following(rig, ORDER), FakeTransport()
+        connection = Connection(rig.board, stays)
+        say(connection, {"id": 1, "connect": {"token": platform.token(OTHER, "other sid")}})
+        await until(lambda: stays.replies)
+        say(connection, {"id": 2, "subscribe": {"channel": ORDER}})
+        await until(lambda: len(stays.replies) == 2)
+        platform.streams[ORDER].members.discard(USER)
+        await platform.post(ORDER, {"type": "order.reopened"}, {"type": "order.quoted"}, {"type": "order.awarded"})
+        await until(lambda: stays.offsets == [1, 2, 3])
+        await until(lambda: any("unsubscribe" in reply.get("push", {}) for reply in gone.replies))
+        assert gone.offsets == [1]
+
+
+async def test_who_reads_of_a_reopened_order_later_is_asked_for_before_reading_on() -> None:
+    """The gateway missed the event itself: the next one shows the hole, and pages are read."""
+    platform = FakePlatform()
+    platform.create(ORDER, USER)
+    async with Rig(platform, audit_s=0) as rig:
+        gone = await following(rig, ORDER)
+        platform.streams[ORDER].members.discard(USER)
+        await platform.post(ORDER, {"type": "order.reopened"}, {"type": "order.quoted"}, publish=False)
+        await platform.post(ORDER, {"type": "order.awarded"})
+        await until(lambda: any("unsubscribe" in reply.get("push", {}) for reply in gone.replies))
+        assert gone.offsets == [1]
+
+
+class LateAnswers(FakePlatform):
+    """Its answers are true when they are given, and arrive after `arrive`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arrive = asyncio.Event()
+
+    async def ask(self, request: Any, timeout_s: float = 5.0) -> Any:
+        answer = await super().ask(request, timeout_s)
+        await self.arrive.wait()
+        return answer
+
+
+@pytest.mark.parametrize(("stream", "leaves"), [(CHAT, "member.left"), (ORDER, "order.reopened")])
+async def test_who_leaves_while_their_subscription_is_under_way_gets_nothing_after_that(
+    stream: str, leaves: str
+) -> None:
+    platform = LateAnswers()
+    platform.create(stream, USER)
+    async with Rig(platform, audit_s=0) as rig:
+        connection, transport = await rig.connected()
+        say(connection, {"id": 2, "subscribe": {"channel": stream}})
+        await until(lambda: platform.asked)
+        platform.streams[stream].members.discard(USER)
+        await platform.post(stream, {"type": leaves, "user_id": USER})
+        await asyncio.sleep(0.01)
+        platform.arrive.set()
+        await until(lambda: any("unsubscribe" in reply.get("push", {}) for reply in transport.replies))
+        await platform.post(stream, {"type": "message.posted"})
+        await asyncio.sleep(0.01)
+        assert transport.offsets == [1]
 
 
 async def test_followers_of_an_order_in_which_nothing_has_happened_are_not_asked_for_one_by_one() -> None:

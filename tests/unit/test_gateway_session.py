@@ -11,6 +11,7 @@ from domain.commands import Command, Query, Signal
 from domain.errors import STATUS, Code, Refused
 from domain.ports import Identity
 from gateway import codes, protocol
+from gateway.progress import Taken
 from gateway.recovery import Cursor
 from gateway.session import Ask, Attach, Close, Detach, History, Session, Sync, Verify
 from gateway.settings import GatewaySettings
@@ -57,7 +58,6 @@ def test_connect_is_answered_with_everything_a_client_needs() -> None:
         "connect": {
             "client": "client-1",
             "version": "v1",
-            "session": "client-1",
             "node": "gw-1",
             "expires": True,
             "ttl": 900,
@@ -155,6 +155,26 @@ def test_pings_go_out_and_a_missing_pong_ends_the_session() -> None:
     assert session.tick(60.0) == [Close(codes.NO_PONG)]
 
 
+def test_a_ping_behind_much_that_the_client_takes_may_wait_for_its_answer() -> None:
+    session = opened(ping_interval_s=25, pong_timeout_s=10)
+    assert session.tick(25.0, Taken(5_000, True)) == [b"{}"]
+    assert session.tick(35.0, Taken(6_000, True)) == []
+    assert session.deadline_s == 45.0
+    assert session.tick(45.0, Taken(6_001, True)) == []
+    assert session.tick(50.0, Taken(7_000, True)) == [b"{}"], "time goes on"
+    assert session.tick(55.0, Taken(7_000, True)) == []
+    assert session.tick(65.0, Taken(7_000, True)) == [Close(codes.NO_PONG)]
+
+
+@pytest.mark.parametrize(
+    ("later", "why"), [(Taken(5_000, True), "it takes nothing"), (Taken(9_000, False), "it has it all")]
+)
+def test_a_client_that_could_answer_and_does_not_is_gone(later: Taken, why: str) -> None:
+    session = opened(ping_interval_s=25, pong_timeout_s=10)
+    session.tick(25.0, Taken(5_000, True))
+    assert session.tick(35.0, later) == [Close(codes.NO_PONG)], why
+
+
 def test_the_session_ends_with_its_token_and_lives_on_with_a_new_one() -> None:
     session = opened(expiry_grace_s=25, ping_interval_s=10_000)
     assert session.tick(924.9) == []
@@ -176,8 +196,8 @@ def test_commands_about_one_stream_never_overlap_and_keep_their_order() -> None:
     session = opened()
     effects = session.receive(frame(rpc(2), rpc(3), rpc(4, OTHER), rpc(5)), 1.0)
     assert [ask.command_id for ask in effects] == [2, 4]
-    after = session.succeeded(effects[0], b"first")
-    assert after[0] == b"first"
+    after = session.answered(effects[0], "rpc", protocol.RpcResult("first"))
+    assert replies(after) == [{"id": 2, "rpc": {"data": "first"}}]
     assert [ask.command_id for ask in after[1:]] == [3]
     last = session.failed(after[1], codes.INTERNAL)
     assert [ask.command_id for ask in last[1:]] == [5]
@@ -195,7 +215,7 @@ def test_work_is_bounded_and_goes_on_when_there_is_room() -> None:
         work = effects.pop(0)
         if isinstance(work, Ask):
             seen.append(work.command_id)
-            effects += session.succeeded(work, b"done")
+            effects += session.answered(work, "rpc", protocol.RpcResult("done"))
     assert seen == [2, 3, 4, 5, 6, 7]
     assert not session.saturated
     assert session.in_flight == 0
@@ -262,7 +282,7 @@ def test_each_rpc_becomes_the_request_it_stands_for() -> None:
 
     def asked(method: str, data: dict[str, Any]) -> Command | Query:
         (work,) = session.receive(frame({"id": 2, "rpc": {"method": method, "data": data}}), 1.0)
-        session.succeeded(work, b"done")
+        session.answered(work, "rpc", protocol.RpcResult("done"))
         assert isinstance(work, Ask)
         return work.request
 
@@ -354,7 +374,7 @@ def test_nothing_happens_after_the_end() -> None:
     (ask,) = session.receive(frame(rpc(2)), 1.0)
     assert session.close(codes.DRAINING) == [Close(codes.DRAINING)]
     assert session.close(codes.SLOW) == []
-    assert session.succeeded(ask, b"late") == []
+    assert session.answered(ask, "rpc", protocol.RpcResult("late")) == []
     assert session.tick(1_000.0) == []
     assert session.in_flight == 0
 
@@ -370,5 +390,5 @@ def test_every_catalogue_code_has_a_number_that_is_not_the_protocols() -> None:
 def test_disconnect_codes_are_in_the_range_that_says_what_to_do() -> None:
     every = {name: value for name, value in vars(codes).items() if isinstance(value, codes.Disconnect)}
     terminal = {name for name, value in every.items() if not value.reconnect}
-    assert terminal == {"INVALID_TOKEN", "BAD_FRAME", "STALE", "SESSION_REVOKED", "PROTOCOL_ABUSE"}
+    assert terminal == {"INVALID_TOKEN", "BAD_FRAME", "STALE", "CONNECTION_LIMIT", "SESSION_REVOKED", "PROTOCOL_ABUSE"}
     assert (codes.DRAINING.code, codes.SESSION_REVOKED.code, codes.PROTOCOL_ABUSE.code) == (4001, 4500, 4501)

@@ -234,9 +234,9 @@ def test_a_leaving_host_gives_to_those_who_stay() -> None:
 
 def test_the_writers_of_lost_hosts_stand_in_the_table_and_those_of_leaving_ones_do_not() -> None:
     placement = placed("a", "b", "c")
-    placement.heard(beat("b", writer=7), 1.0)
-    placement.heard(beat("c", writer=8, leaving=True), 1.0)
-    placement.heard(beat("a", writer=6), 1.0)
+    placement.heard(beat("b", writer=7), 0.25)
+    placement.heard(beat("c", writer=8, leaving=True), 0.25)
+    placement.heard(beat("a", writer=6), 0.25)
     for _ in range(2):
         placement.heard(beat("a", writer=6), 1.9)
     assert placement.tick(2.0)

@@ -36,22 +36,22 @@ def haproxy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_inner_pages_leave_the_network_and_the_public_port_gets_its_address(haproxy: ModuleType) -> None:
-    safe = haproxy.made_safe(CONFIGURATION, "0.0.0.0", 8000, [9101, 8404])
+    safe = haproxy.made_safe(CONFIGURATION, "0.0.0.0", 8000, [9101, 8404], "/pages")
     binds = [line.strip() for line in safe.splitlines() if line.strip().startswith("bind")]
     assert binds == ["bind 127.0.0.1:9101", "bind 0.0.0.0:8000", "bind 127.0.0.1:8404"]
     assert "server one 127.0.0.1:30000 check" in safe
 
 
 def test_the_client_is_named_once_inside_the_public_frontend(haproxy: ModuleType) -> None:
-    safe = haproxy.made_safe(CONFIGURATION, "127.0.0.1", 8000, [9101, 8404])
+    safe = haproxy.made_safe(CONFIGURATION, "127.0.0.1", 8000, [9101, 8404], "/pages")
     frontend = safe.split("frontend http_frontend")[1].split("backend rest")[0]
     assert frontend.count('set-header x-forwarded-for "%[var(txn.forwarded)], %[src]"') == 1
     assert safe.count("set-var(txn.forwarded)") == 1
 
 
 def test_a_configuration_that_is_safe_already_stays_as_it_is(haproxy: ModuleType) -> None:
-    safe = haproxy.made_safe(CONFIGURATION, "127.0.0.1", 8000, [9101, 8404])
-    assert haproxy.made_safe(safe, "127.0.0.1", 8000, [9101, 8404]) == safe
+    safe = haproxy.made_safe(CONFIGURATION, "127.0.0.1", 8000, [9101, 8404], "/pages")
+    assert haproxy.made_safe(safe, "127.0.0.1", 8000, [9101, 8404], "/pages") == safe
 
 
 def test_while_no_application_is_deployed_a_path_is_unavailable_and_not_unknown(haproxy: ModuleType) -> None:
@@ -61,6 +61,6 @@ def test_while_no_application_is_deployed_a_path_is_unavailable_and_not_unknown(
     assert spec.origin is not None
     templates = Path(spec.origin).parent / "serve" / "_private" / "haproxy_templates.py"
     line = next(line for line in templates.read_text().splitlines() if "not found. Ping" in line)
-    safe = haproxy.made_safe(line, "127.0.0.1", 8000, [])
+    safe = haproxy.made_safe(line, "127.0.0.1", 8000, [], "/pages")
     assert "404" not in safe
     assert safe.strip() == "http-request deny deny_status 503"

@@ -7,7 +7,7 @@ from domain.errors import Code
 from domain.order_table import CLIENT_COMMANDS, PLANNED, ROWS, client_name
 from domain.policy import CategoryPolicy, Policy
 from domain.times import DAY_MS, HOUR_MS, MINUTE_MS, rfc3339
-from tests.unit.order_world import ACTORS, BEN, EVE, ORDER, SITE, World, fix, make_id, profile, user
+from tests.unit.order_world import ACTORS, ANNA, BEN, EVE, ORDER, SITE, World, fix, make_id, profile, user
 
 QUOTE = make_id(0x2001)
 
@@ -88,7 +88,7 @@ def test_create_with_publish_gives_both_events(world: World) -> None:
 def test_a_short_description_needs_a_photo(world: World) -> None:
     refused = world.refused("anna", "create", **world.wish(description="Tap drips", publish=True))
     assert (refused.code, refused.errors[0].field) == (Code.INVALID, "description")
-    world.do("anna", "create", **world.wish(description="Tap drips", photos=["p1"], publish=True))
+    world.do("anna", "create", **world.wish(description="Tap drips", photos=[world.uploaded("anna")], publish=True))
     assert world.state.state == "open"
 
 
@@ -200,6 +200,20 @@ def test_only_a_worker_in_reach_may_quote(world: World) -> None:
         world.refused("ben", "submit_quote", quote_id=QUOTE, rev=1, milestones=lines, currency="CNY").code
         == Code.FORBIDDEN
     )
+
+
+@pytest.mark.parametrize("block", [(ANNA, BEN), (BEN, ANNA)], ids=["by the customer", "by the worker"])
+def test_between_people_of_whom_one_has_blocked_the_other_there_are_no_quotes(
+    world: World, block: tuple[str, str]
+) -> None:
+    world.opened()
+    world.blocks.add(block)
+    lines = [{"title": "all", "amount": 1}]
+    refused = world.refused("ben", "submit_quote", quote_id=QUOTE, rev=1, milestones=lines, currency="CNY")
+    assert "blocked" in refused.detail
+    assert refused.code == Code.FORBIDDEN
+    world.blocks.clear()
+    world.quote("ben")
 
 
 def test_who_is_no_worker_does_not_find_the_order(world: World) -> None:

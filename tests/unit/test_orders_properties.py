@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from domain.commands import Command
 from domain.errors import Code, Refusal
-from domain.order_events import DisputeDecided, chain
+from domain.order_events import Awarded, DisputeDecided, Funded, Nudged, chain
 from domain.order_table import PLANNED, ROWS, SAME, STATES, TABLE
 from domain.order_turn import held_keys
 from domain.times import DAY_MS, HOUR_MS, MINUTE_MS, rfc3339
@@ -218,9 +218,25 @@ def check(world: World) -> None:
         assert world.claims == set()
     if state.state in ("approved", "settled", "closed"):
         assert all(state.escrow(m.n) == 0 for m in state.milestones)
+    check_conversations(world)
     stored = world.rules.decode_state(world.rules.encode_state(state))
     assert stored == state
     assert world.rules.reminders(stored) == tuple(world.standing())
+
+
+def check_conversations(world: World) -> None:
+    """The hired worker's conversation tells every event since the award, in order; `World` checks that turn by turn."""
+    state, hired = world.state, None
+    if state.worker_id is not None:
+        hired = state.quotes_of(state.worker_id)[0].conversation_id
+        told = [event.card["version"] for event in world.said.get(hired, ()) if getattr(event, "card", None)]
+        awarded = max(event.version for event in world.events if isinstance(event, Awarded))
+        silent = {event.version for event in world.events if isinstance(event, Nudged)}
+        assert told == sorted(set(told))
+        assert told[told.index(awarded) :] == [n for n in range(awarded, state.version + 1) if n not in silent]
+    funded = any(isinstance(event, Funded) for event in world.events)
+    revealed = [room.id for room in world.rooms.values() if room.contacts_revealed]
+    assert revealed == ([hired] if funded else [])
 
 
 def check_reminders(world: World) -> None:

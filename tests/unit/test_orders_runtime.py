@@ -8,6 +8,7 @@ import pytest
 
 from actors.kinds import kinds
 from domain.aggregate import Account, AccountNeed, OpenOrdersNeed, WorkerProfile
+from domain.commands import Actor
 from domain.policy import policy_from
 from tests.support.runtime import World, eventually, new_id, person
 from tests.unit.order_world import SITE
@@ -96,3 +97,22 @@ async def test_what_was_due_while_no_host_was_there_happens_at_the_takeover(worl
     assert "deposit_nudge" in told(world, order_id)
     assert [event for event in told(world, order_id)[4:] if event != "deposit_nudge"] == ["reopened", "expired"]
     assert stored(world) == []
+
+
+async def test_the_deposit_its_card_and_the_contacts_that_it_reveals_are_one_commit(world: World) -> None:
+    await world.host()
+    order_id, payment_id = await awarded(world), new_id()
+    order = f"order:{order_id}"
+    (room,) = [stream for stream in world.store.streams if stream.startswith("conversation:")]
+    await world.tell("send", ANNA, room.partition(":")[2], text="call me at 138 0013 8000")
+    await world.tell("start_payment", ANNA, order_id, kind="order", payment_id=payment_id, milestone=1, rail="sandbox")
+    news = {"payment_id": payment_id, "psp_event_id": "evt-1", "amount": 5_000, "currency": "CNY"}
+    await world.tell("deposit_held", Actor("psp", "sandbox"), order_id, kind="order", **news)
+
+    entries = world.store.streams[room]
+    posted = [json.loads(entry.body) for entry in entries]
+    hidden = next(body for body in posted if body.get("masked"))
+    assert (hidden["text"], hidden["masked"]) == ("call me at •••", ["phone"])
+    assert [body["type"] for body in posted[-3:]] == ["contacts.revealed", "message.revealed", "message.posted"]
+    assert posted[-1]["card"]["type"] == "order.funded"
+    assert {entry.at for entry in entries[-3:]} == {world.store.streams[order][-1].at}

@@ -38,8 +38,9 @@ def test_rework_brings_submitted_work_back(world: World) -> None:
 
 def test_a_category_may_ask_for_photos() -> None:
     world = World(Policy(categories={"plumbing": CategoryPolicy(photos_per_milestone=2)})).in_progress()
-    assert world.refused("ben", "submit_milestone", n=1, photos=["a", "a"]).errors[0].field == "photos"
-    world.do("ben", "submit_milestone", n=1, photos=["a", "b"])
+    one = world.uploaded("ben")
+    assert world.refused("ben", "submit_milestone", n=1, photos=[one, one]).errors[0].field == "photos"
+    world.do("ben", "submit_milestone", n=1, photos=[one, world.uploaded("ben")])
 
 
 def test_an_accepted_change_replaces_what_is_not_begun(world: World) -> None:
@@ -127,8 +128,9 @@ def test_a_bidder_who_cancels_withdraws_the_quote(world: World) -> None:
 
 def test_a_dispute_holds_the_money_until_it_is_decided(world: World) -> None:
     world.submitted()
-    dispute_id = world.new_id()
-    world.do("anna", "open_dispute", dispute_id=dispute_id, n=1, amount=10_000, reason="a scratch", evidence=["p"])
+    dispute_id, evidence = world.new_id(), [world.uploaded("anna", "evidence")]
+    wish = {"dispute_id": dispute_id, "n": 1, "amount": 10_000, "reason": "a scratch", "evidence": evidence}
+    world.do("anna", "open_dispute", **wish)
     held = world.refused("anna", "approve_completion")
     assert (held.code, held.current["holds"]) == (Code.HOLD, [f"dispute:{dispute_id}"])
     world.do("ben", "respond_dispute", dispute_id=dispute_id, text="it was there before")

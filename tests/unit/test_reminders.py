@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from actors.host import Host
+from actors.reminders import AT_ONCE
 from deploy.connections import SystemClock
 from domain.commands import SYSTEM, Accepted, Answer, Command, Reminder
 from domain.errors import Code, Refused
@@ -74,6 +75,22 @@ async def test_what_was_due_while_nobody_was_there_fires_in_order_at_the_takeove
     await asyncio.sleep(0.1)
     await world.host("host-1")
     await eventually(lambda: all(rings(world, room) == 1 for room in rooms), 2.0)
+    assert stored(world) == []
+
+
+async def test_however_many_are_overdue_the_next_fires_as_soon_as_one_has_landed(world: World) -> None:
+    """So many may be under way at once. What landed was taken out before its answer came, and woke nobody: the next ones
+    went a second later."""
+    host = await world.host()
+    rooms = [await world.room(ANNA, BEN) for _ in range(10)]
+    names = [f"tea{n}" for n in range(6 * AT_ONCE // len(rooms))]
+    due_at = in_ms(world, 2_500)
+    for room in rooms:
+        await asyncio.gather(*(ring_at(world, room, name, due_at) for name in names))
+    await world.crash(host)
+    await asyncio.sleep(max(0.0, (due_at - world.clock.now_ms()) / 1000))
+    await world.host("host-1")
+    await eventually(lambda: all(rings(world, room, name) == 1 for room in rooms for name in names), 3.0)
     assert stored(world) == []
 
 

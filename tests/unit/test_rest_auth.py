@@ -262,3 +262,31 @@ async def test_what_nobody_may_set_is_ignored() -> None:
         sent = {"name": "Li", "roles": ["admin"], "id": "x", "phone": "+1", "rating": {"mean": 5, "count": 9}}
         me = (await http.patch("/v1/me", headers=bearer(pair), json=sent)).json()
     assert (me["name"], me["roles"], me["id"]) == ("Li", ["customer"], pair["user"]["id"])
+
+
+async def test_a_ticket_is_for_the_device_that_asks_and_no_bearer_token() -> None:
+    world = World()
+    async with client(world) as http:
+        pair = await logged_in(http)
+        response = await http.post("/v1/auth/ticket", headers=bearer(pair))
+        assert (response.status_code, response.json()["expires_in_s"]) == (200, 30)
+        ticket = response.json()["ticket"]
+        as_bearer = await http.get("/v1/me", headers={"Authorization": f"Bearer {ticket}"})
+    assert ticket.startswith("ticket.")
+    assert (as_bearer.status_code, as_bearer.json()["code"]) == (401, "unauthenticated")
+    assert len(world.tickets.issued) == 1
+    (ticket_id,) = world.tickets.issued
+    assert len(ticket_id) == 32
+
+
+async def test_without_the_store_no_ticket_is_given() -> None:
+    world = World()
+
+    async def away(ticket_id: str, ttl_s: int) -> None:
+        raise StoreUnavailable("Redis is away")
+
+    world.tickets.issue = away  # type: ignore[method-assign]
+    async with client(world) as http:
+        pair = await logged_in(http)
+        response = await http.post("/v1/auth/ticket", headers=bearer(pair))
+    assert (response.status_code, response.json()["code"]) == (503, "unavailable")

@@ -36,6 +36,8 @@ def lines(log: Path) -> list[dict[str, object]]:
         ("from +14155550123 to +442079460958.", "from +141***23 to +442***58."),
         ("Authorization: Bearer abcdefghijklmnop", "Authorization: Bearer ***"),
         ("eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln", "***"),
+        ("a key rek_3q2-7wAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA was refused", "a key rek_*** was refused"),
+        ("otpauth://totp/RenovEasy?secret=JBSWY3DPEHPK3PXP&issuer=R", "otpauth://totp/RenovEasy?secret=***&issuer=R"),
         ("your code is 123456", "your code is ***"),
         ("otp=9876", "otp=***"),
         ("mysql+asyncmy://root:hunter2@db/x", "mysql+asyncmy://***@db/x"),

@@ -256,13 +256,13 @@ def test_a_bad_payload_is_refused_with_what_is_wrong_and_nothing_else_happens(st
     assert rules.decided == []
 
 
-@pytest.mark.parametrize("bad", ["", "nonsense", new_id().upper()])
+@pytest.mark.parametrize("bad", ["", "nonsense", new_id().upper()], ids=["none", "nonsense", "upper case"])
 def test_a_write_without_a_proper_id_is_refused(stream: Stream, bad: str) -> None:
     assert refused(run(stream, command(command_id=bad))) is Code.INVALID
 
 
 @pytest.mark.parametrize("name", ["receipt.read", "receipt.delivered"])
-@pytest.mark.parametrize("given", ["", "nonsense", new_id()])
+@pytest.mark.parametrize("given", ["", "nonsense", new_id()], ids=["none", "nonsense", "an id"])
 def test_a_receipt_needs_no_id_and_none_that_it_carries_is_kept(stream: Stream, name: str, given: str) -> None:
     """A receipt that took an id would make a later message of the same id a mismatch."""
     turn = ended(run(stream, command(name, command_id=given))).turn
