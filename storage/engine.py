@@ -37,6 +37,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, PoolProxiedConnection
 
 from domain.ids import PARTITIONS
 from domain.ports import OutcomeUnknown, StoreUnavailable
+from storage.migrations import whole
 from storage.mysql_connection import Abandoned, BoundedConnection
 from storage.statements import Preparer
 from storage.tables import setting
@@ -359,7 +360,11 @@ def _config(connection: Connection | None = None) -> Config:
 
 
 def _upgrade(connection: Connection) -> None:
-    command.upgrade(_config(connection), "head")
+    if _revision(connection) is None and whole.can_be_made(connection):
+        whole.make(connection)
+        command.stamp(_config(connection), "head")
+    else:
+        command.upgrade(_config(connection), "head")
 
 
 def _revision(connection: Connection) -> str | None:

@@ -20,3 +20,10 @@ def create_index(name: str, table: str, columns: list[str], *, unique: bool = Fa
     made = {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(table)}
     if str(name) not in made:
         op.create_index(name, table, columns, unique=unique)
+
+
+def add_column(table: str, column: sa.Column[Any]) -> None:
+    """Add a column, if it has not been added yet."""
+    made = {found["name"] for found in sa.inspect(op.get_bind()).get_columns(table)}
+    if column.name not in made:
+        op.add_column(table, column)

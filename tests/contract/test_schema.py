@@ -2,15 +2,20 @@
 
 import asyncio
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Connection
 
-from storage.engine import Database, WrongDatabase, current_revision, migrate
+from storage.engine import Database, WrongDatabase, _config, current_revision, migrate
 from storage.tables import metadata
+from tests.support.servers import MariaDb
+from tests.support.stacks import STORES
 
 
 def of_sqlalchemy(name: str | None, _kind: str, _parents: object) -> bool:
@@ -23,11 +28,79 @@ def differences(connection: Connection) -> list[object]:
     return compare_metadata(MigrationContext.configure(connection, opts=options), metadata)
 
 
-async def test_migrations_build_the_tables_that_the_code_knows(sql_place: str) -> None:
+async def test_a_new_database_gets_the_tables_that_the_code_knows(sql_place: str) -> None:
     database = Database(sql_place)
     async with database.read() as connection:
         assert await connection.run_sync(differences) == []
     await database.close()
+
+
+def _described(connection: Connection) -> dict[str, list[str]]:
+    """Each table as the server tells it; the order of columns is not told."""
+    if connection.dialect.name != "sqlite":
+        tables = sa.inspect(connection).get_table_names()
+        shown = [connection.exec_driver_sql(f"SHOW CREATE TABLE `{name}`").one() for name in tables]
+        return {name: sorted(line.strip().rstrip(",") for line in told.splitlines()) for name, told in shown}
+    inspector = sa.inspect(connection)
+    told = {
+        name: [
+            *sorted(f"{dict(column, type=str(column['type']))}" for column in inspector.get_columns(name)),
+            *sorted(map(str, inspector.get_indexes(name))),
+            *sorted(map(str, inspector.get_unique_constraints(name))),
+            str(inspector.get_pk_constraint(name)),
+        ]
+        for name in inspector.get_table_names()
+    }
+    others = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type NOT IN ('table', 'index')")
+    return told | {f"{name} itself": [sql] for name, sql in others}
+
+
+async def described(url: str) -> dict[str, list[str]]:
+    database = Database(url)
+    async with database.read() as connection:
+        told = await connection.run_sync(_described)
+    await database.close()
+    return told
+
+
+async def step_by_step(url: str) -> None:
+    database = Database(url)
+    async with database.write() as connection:
+        await connection.run_sync(lambda there: command.upgrade(_config(there), "head"))
+    await database.close()
+
+
+@pytest.fixture(params=STORES)
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], str]]:
+    """Empty databases by their names."""
+    if request.param == "sqlite":
+        yield lambda name: f"sqlite+aiosqlite:///{tmp_path / name}.db"
+        return
+    server = MariaDb()
+    server.start()
+    yield server.url
+    server.close()
+
+
+async def test_step_by_step_and_at_once_end_in_the_same_schema(empty: Callable[[str], str]) -> None:
+    await migrate(empty("at_once"), "test")
+    await step_by_step(empty("steps"))
+    at_once, steps = await described(empty("at_once")), await described(empty("steps"))
+    assert len(at_once) > len(metadata.tables)
+    assert at_once == steps
+
+
+async def test_a_table_of_an_older_version_is_taken_through_every_step(empty: Callable[[str], str]) -> None:
+    """As an older program leaves it that was cut off before it had noted any version."""
+    url = empty("older")
+    database = Database(url)
+    async with database.write() as connection:
+        await connection.run_sync(lambda there: command.upgrade(_config(there), "0002"))
+        await connection.exec_driver_sql("DELETE FROM alembic_version")
+    await database.close()
+    await migrate(url, "test")
+    await migrate(empty("at_once"), "test")
+    assert await described(url) == await described(empty("at_once"))
 
 
 async def test_migrating_again_changes_nothing_not_even_the_name(sql_place: str) -> None:

@@ -12,9 +12,10 @@ from typing import Final, NamedTuple, Self
 
 import msgspec
 import sqlalchemy as sa
+from alembic import command
 
 from storage import tables as t
-from storage.engine import Database, migrate
+from storage.engine import Database, _config, migrate
 from tests.support.disks import Disk, stopped
 from tests.support.oracle import Evidence, Fault, Row, judge, read_log
 from tests.support.stacks import MariaDbOn, SqliteOn, Stack, StoreName, Writers, store_on, sync
@@ -168,6 +169,7 @@ class FirstStart(NamedTuple):
 
 
 _CUTS_OF_A_START: Final = 3
+_TWO_BACK: Final = "0008"
 _MIGRATE: Final = """
 import asyncio, sys
 from storage.engine import migrate
@@ -199,6 +201,33 @@ async def cut_off_first_start(store: StoreName, images: int, rng: random.Random,
         with Disk(image=image) as disk, _Migrations(store_on(disk, store)) as migrations:
             outcomes.append(await migrations.again(name))
     return outcomes
+
+
+async def change_schema_and_lose_power(store: StoreName, image: Path) -> int:
+    """Take the newest schema two versions back, which ends with changes of tables; cut the power; read every table.
+
+    Returns the number of tables that could be read, and raises when one could not.
+    """
+    with Disk() as disk, _Migrations(store_on(disk, store)) as migrations:
+        url = migrations.store.url_of("changed")
+        await migrate(url, "power")
+        sync(disk)
+        database = Database(url)
+        async with database.write() as connection:
+            await connection.run_sync(lambda there: command.downgrade(_config(there), _TWO_BACK))
+        with await asyncio.to_thread(_enter, stopped(migrations.store.pids)):
+            await asyncio.to_thread(disk.copy, image)
+        await database.close()
+    with Disk(image=image) as disk, _Migrations(store_on(disk, store)) as migrations:
+        database = Database(migrations.store.url_of("changed"))
+        try:
+            async with database.read() as connection:
+                names = await connection.run_sync(lambda there: sa.inspect(there).get_table_names())
+                for name in names:
+                    await connection.execute(sa.select(sa.func.count()).select_from(sa.table(name)))
+        finally:
+            await database.close()
+    return len(names)
 
 
 class _Migrations:

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
+from storage.migrations.again import add_column
+
 revision = "0003"
 down_revision = "0002"
 branch_labels = None
@@ -24,22 +26,15 @@ def json_bytes() -> sa.LargeBinary:
 
 
 def upgrade() -> None:
-    _add("conversation", sa.Column("revealed_at", sa.BigInteger(), nullable=False, server_default="0"))
-    _add("message_change", sa.Column("texts", json_bytes(), nullable=True))
-    _add("message_change", sa.Column("masked", json_bytes(), nullable=True))
-    _add(
+    add_column("conversation", sa.Column("revealed_at", sa.BigInteger(), nullable=False, server_default="0"))
+    add_column("message_change", sa.Column("texts", json_bytes(), nullable=True))
+    add_column("message_change", sa.Column("masked", json_bytes(), nullable=True))
+    add_column(
         "message_change",
         sa.Column("original", sa.Text().with_variant(mysql.MEDIUMTEXT(), "mysql", "mariadb"), nullable=True),
     )
     _note_texts()
     _erase_deleted()
-
-
-def _add(table: str, column: sa.Column[Any]) -> None:
-    # Taken again where MySQL was cut off half-way.
-    made = {found["name"] for found in sa.inspect(op.get_bind()).get_columns(table)}
-    if column.name not in made:
-        op.add_column(table, column)
 
 
 _log = sa.table(

@@ -4,13 +4,14 @@ Revision ID: 0004
 Revises: 0003
 """
 
-from typing import Any, Final
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
 from storage.migrations.again import create_index, create_table
+from storage.migrations.full_text import create_full_text
 
 revision = "0004"
 down_revision = "0003"
@@ -22,23 +23,6 @@ INNODB: Any = {
     for server in ("mysql", "mariadb")
     for key, value in (("engine", "InnoDB"), ("charset", "utf8mb4"), ("collate", "utf8mb4_bin"))
 }
-
-# Terms without places: all that is asked is which texts hold all of them, and places would take twice the room. The
-# table's own rows are the content, and triggers keep the index true to them.
-_SQLITE: Final = (
-    """CREATE VIRTUAL TABLE IF NOT EXISTS message_text USING fts5 (
-         tokens, content='message_index', content_rowid='id', detail=none, columnsize=0, tokenize='ascii')""",
-    """CREATE TRIGGER IF NOT EXISTS message_text_insert AFTER INSERT ON message_index BEGIN
-         INSERT INTO message_text (rowid, tokens) VALUES (new.id, new.tokens);
-       END""",
-    """CREATE TRIGGER IF NOT EXISTS message_text_delete AFTER DELETE ON message_index BEGIN
-         INSERT INTO message_text (message_text, rowid, tokens) VALUES ('delete', old.id, old.tokens);
-       END""",
-    """CREATE TRIGGER IF NOT EXISTS message_text_update AFTER UPDATE ON message_index BEGIN
-         INSERT INTO message_text (message_text, rowid, tokens) VALUES ('delete', old.id, old.tokens);
-         INSERT INTO message_text (rowid, tokens) VALUES (new.id, new.tokens);
-       END""",
-)
 
 
 def ascii_text(length: int) -> sa.String:
@@ -72,7 +56,7 @@ def upgrade() -> None:
         **INNODB,
     )
     create_index(op.f("ix_message_index_message_id"), "message_index", ["message_id"])
-    _create_full_text()
+    create_full_text(op.get_bind())
     create_table(
         "user_block",
         sa.Column("blocker_id", ascii_text(36), nullable=False),
@@ -91,17 +75,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("conversation_id", "user_id"),
         **INNODB,
     )
-
-
-def _create_full_text() -> None:
-    bind = op.get_bind()
-    if bind.dialect.name == "sqlite":
-        for statement in _SQLITE:
-            op.execute(statement)
-        return
-    made = {index["name"] for index in sa.inspect(bind).get_indexes("message_index")}
-    if "message_text" not in made:
-        op.execute("CREATE FULLTEXT INDEX message_text ON message_index (tokens)")
 
 
 def downgrade() -> None:

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
-from storage.migrations.again import create_index, create_table
+from storage.migrations.again import add_column, create_index, create_table
 
 revision = "0006"
 down_revision = "0005"
@@ -54,7 +54,7 @@ def upgrade() -> None:
         sa.Column("second_factor_at", sa.BigInteger(), nullable=False, server_default="0"),
         sa.Column("device_key_id", ascii_text(36), nullable=True),
     ):
-        _add("device_session", column)
+        add_column("device_session", column)
     create_table(
         "device_key",
         sa.Column("id", ascii_text(36), nullable=False),
@@ -91,13 +91,6 @@ def upgrade() -> None:
         **INNODB,
     )
     create_index(op.f("ix_api_key_user_id"), "api_key", ["user_id"])
-
-
-def _add(table: str, column: sa.Column[Any]) -> None:
-    # Taken again where MySQL was cut off half-way.
-    made = {found["name"] for found in sa.inspect(op.get_bind()).get_columns(table)}
-    if column.name not in made:
-        op.add_column(table, column)
 
 
 def downgrade() -> None:

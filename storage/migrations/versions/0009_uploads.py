@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import mysql
 
-from storage.migrations.again import create_index, create_table
+from storage.migrations.again import add_column, create_index, create_table
 
 revision = "0009"
 down_revision = "0008"
@@ -39,8 +39,8 @@ def sealed() -> sa.LargeBinary:
 
 
 def upgrade() -> None:
-    _add("user", sa.Column("identity_until", sa.BigInteger(), nullable=False, server_default="0"))
-    _add("user", sa.Column("licences", sa.Text(), nullable=True))
+    add_column("user", sa.Column("identity_until", sa.BigInteger(), nullable=False, server_default="0"))
+    add_column("user", sa.Column("licences", sa.Text(), nullable=True))
     create_table(
         "upload",
         sa.Column("id", ascii_text(36), nullable=False),
@@ -88,13 +88,6 @@ def upgrade() -> None:
     )
     create_index(op.f("ix_worker_document_worker_id"), "worker_document", ["worker_id"])
     create_index(op.f("ix_worker_document_state_created_at_id"), "worker_document", ["state", "created_at", "id"])
-
-
-def _add(table: str, column: sa.Column[Any]) -> None:
-    # Taken again where MySQL was cut off half-way.
-    made = {found["name"] for found in sa.inspect(op.get_bind()).get_columns(table)}
-    if column.name not in made:
-        op.add_column(table, column)
 
 
 def downgrade() -> None:
