@@ -41,6 +41,7 @@ class _About(msgspec.Struct):
 
 
 _decode_about = msgspec.json.Decoder(_About).decode
+_STOPPED_AT_ONCE = 250
 _ACTIVITY = frozenset({"conversation.activity", "order.activity"})
 """Hints that say where something stands: the latest says it all."""
 
@@ -150,11 +151,14 @@ class Hub:
         return channel
 
     def unfollow(self, channel: HubChannel) -> None:
-        """One follower less; without any the channel lingers for those who come back soon."""
+        """One follower less; without any the channel lingers for those who come back soon, if its owner ever spoke of it."""
         channel.followers -= 1
         if channel.followers == 0 and self._channels.get(channel.name) is channel:
-            channel.idle_since = self._clock.monotonic_s()
             self._idle[channel.name] = channel
+            channel.idle_since = self._clock.monotonic_s()
+            if not channel.epoch:
+                channel.idle_since -= self._settings.linger_s
+                self._idle.move_to_end(channel.name, last=False)
 
     async def _open(self, channel: HubChannel) -> None:
         try:
@@ -382,6 +386,7 @@ class Hub:
     async def sweep(self) -> None:
         """Stop following channels that nobody has followed for a while."""
         now = self._clock.monotonic_s()
+        over: list[Subscription] = []
         while self._idle:
             name, channel = next(iter(self._idle.items()))
             expired = now - channel.idle_since >= self._settings.linger_s
@@ -390,7 +395,12 @@ class Hub:
             del self._idle[name], self._channels[name]
             self._forget_tail(channel)
             if channel.subscription is not None:
-                await stopped(channel.subscription)
+                over.append(channel.subscription)
+                channel.subscription = None  # whose handler holds the channel
+            if len(over) == _STOPPED_AT_ONCE:
+                await asyncio.gather(*map(stopped, over))
+                over.clear()
+        await asyncio.gather(*map(stopped, over))
 
     async def close(self) -> None:
         """Stop following everything."""

@@ -42,6 +42,8 @@ PATH = "/connection/websocket"
 LIVE_PATH = "/health/live"
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _MAX_FRAGMENTS = 1_024
+_TURN_BYTES = 16_384
+"""Some two hundred commands, a millisecond or two."""
 _FORGOTTEN = Request(PATH, Headers())
 """Stands in for every connection's handshake once that is over: headers cost kilobytes per idle session."""
 _CODECS: dict[str, Codec] = {codec.name: codec for codec in (JSON, PROTOBUF)}
@@ -80,6 +82,9 @@ class WebSocketTransport(ServerConnection):
     _cut: asyncio.TimerHandle | None = None
     _binary = False
     _held_back = False
+    _rest = b""
+    """Received, and not looked at yet."""
+    _turn: asyncio.Handle | None = None
 
     @property
     def writable(self) -> bool:
@@ -91,9 +96,14 @@ class WebSocketTransport(ServerConnection):
         )
 
     def close_with(self, code: int, reason: str) -> None:
-        """Begin the closing handshake; a peer that does not answer in time is cut off."""
+        """Say goodbye, and look at nothing more that comes; a peer that does not leave in time is cut off.
+
+        The end of the stream follows the close frame, so that nobody needs to look for the answer to it (RFC 6455, section
+        7.1.7). TLS cannot end one half: there the answer is waited for.
+        """
         if self.protocol.state is OPEN:
-            self.protocol.send_close(code, reason)
+            end = self.protocol.fail if self.transport.can_write_eof() else self.protocol.send_close
+            end(code, reason)
             self.send_data()
             self.resume_reading()
         self._cut_later()
@@ -112,8 +122,12 @@ class WebSocketTransport(ServerConnection):
         self._read_on()
 
     def _read_on(self) -> None:
-        if not (self._held_back or self.paused or self.transport.is_closing()):
+        if self._held_back or self.paused or self.transport.is_closing():
+            return
+        if not self._rest:
             self.transport.resume_reading()
+        elif self._turn is None:
+            self._turn = self.loop.call_soon(self._look_on)
 
     def pause_writing(self) -> None:
         """Who does not read is not read either: else pongs to a flood of pings would pile up without a bound."""
@@ -141,10 +155,33 @@ class WebSocketTransport(ServerConnection):
         self.request, self.response, self.peer = _FORGOTTEN, None, peer
 
     def data_received(self, data: bytes) -> None:
+        """What comes is looked at in turns with everybody else's, however much one client sends at once."""
+        self._rest += data
+        if len(self._rest) == len(data):
+            self._look()
+
+    def _look(self) -> None:
         """Once either side has begun to close, a peer that keeps the TCP connection open is cut off."""
+        turn = _TURN_BYTES if self.protocol.state is OPEN else len(self._rest)
+        data, self._rest = self._rest[:turn], self._rest[turn:]
         super().data_received(data)
         if self.protocol.state is not OPEN and self.peer is not None:
             self._cut_later()
+        if self._rest:
+            self.transport.pause_reading()
+            self._read_on()
+
+    def _look_on(self) -> None:
+        self._turn = None
+        if self._rest and not self._held_back and not self.paused:
+            self._look()
+            if not self._rest:
+                self._read_on()
+
+    def eof_received(self) -> None:
+        while self._rest:
+            self._look()
+        super().eof_received()
 
     def process_event(self, event: Event) -> None:
         if self.peer is None or not isinstance(event, Frame):
@@ -155,12 +192,24 @@ class WebSocketTransport(ServerConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         if self.place is not None:
             self.place.leave()
+        self._rest = b""
         super().connection_lost(exc)
         if self._cut is not None:
             self._cut.cancel()
         if self.peer is not None:
             self.peer.lost()
             self.peer = None
+        self._untie()
+
+    def _untie(self) -> None:
+        """Break the library's cycles, so that the connection is freed now: looked for, a second's worth of ended connections
+        stops everybody for a tenth of one.
+        """
+        protocol: Any = self.protocol
+        protocol.parser.close()
+        if protocol.parser_exc is not None:
+            protocol.parser_exc.__traceback__ = None
+        protocol.select_subprotocol = None
 
     def _data(self, frame: Frame) -> None:
         assert self.peer is not None

@@ -1,10 +1,14 @@
 """While others attack, honest users are answered nearly as fast as before. Real processes, the full form only."""
 
 import asyncio
+import gc
 import json
 import os
+import statistics
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -23,14 +27,25 @@ from tests.support.servers import Nats, Valkey, free_port
 PAIRS: Final = 10
 A_SECOND: Final = 5
 """Messages of each honest user, well within their budget."""
+ATTACKERS_START_S: Final = 1.5
 MOST: Final = 2.0
 """How many times as long the slowest hundredth of the answers may take."""
-SECONDS: Final = float(os.environ.get("RENOVEASY_HONEST_S", "60"))
+SECONDS: Final = float(os.environ.get("RENOVEASY_HONEST_S", "10"))
+"""Of each phase."""
+PHASES: Final = 6
+"""Calm and attacked by turns, so that what the machine's disk does by itself falls into both."""
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[tuple[str, Nats, Valkey]]:
-    with migrated("sqlite", tmp_path) as database, Nats() as nats, Valkey() as valkey:
+def servers() -> Iterator[tuple[str, Nats, Valkey]]:
+    """In memory, where it can be: some disks take a tenth of a second for a sync now and then, whoever attacks."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield from on_servers(Path(folder))
+
+
+def on_servers(folder: Path) -> Iterator[tuple[str, Nats, Valkey]]:
+    with migrated("sqlite", folder) as database, Nats() as nats, Valkey() as valkey:
         yield database, nats, valkey
 
 
@@ -83,21 +98,32 @@ async def test_honest_users_wait_at_most_twice_as_long_while_others_attack(
             await asyncio.gather(*(talk(line, room, seconds, took_s) for line, room in zip(lines, rooms, strict=True)))
             return p99(took_s)
 
-        await measured(SECONDS / 10)
-        calm_s = await measured(SECONDS)
-        attack = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.security.attackers", str(port), running.rest),
-            *(attacker["access_token"], str(SECONDS + 2)),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        await asyncio.sleep(1)
-        attacked_s = await measured(SECONDS)
-        said, _ = await attack.communicate()
+        calm: list[float] = []
+        attacked: list[float] = []
+        tried: Counter[str] = Counter()
+        gc.collect()
+        gc.freeze()  # the collections of this process, a tenth of a second each, are nobody's waiting
+        await measured(SECONDS / 2)
+        for _ in range(PHASES):
+            calm.append(await measured(SECONDS))
+            attack = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.security.attackers", str(port), running.rest),
+                *(attacker["access_token"], str(SECONDS + 2)),
+                stdout=asyncio.subprocess.PIPE,
+            )
+            await asyncio.sleep(ATTACKERS_START_S)
+            attacked.append(await measured(SECONDS))
+            said, _ = await attack.communicate()
+            tried.update(json.loads(said))
+        gc.unfreeze()
         for line in lines:
             await line.__aexit__(None, None, None)
-        tried: dict[str, int] = json.loads(said)
+    calm_s, attacked_s = statistics.median(calm), statistics.median(attacked)
     for kind, times in tried.items():
         tally.tried("SEC-16", f"attacks beside honest users: {kind}", "the gateway and REST", times)
-    print(f"\nhonest p99 {calm_s * 1000:.1f} ms, under attack {attacked_s * 1000:.1f} ms, attacks {tried}")
-    assert all(times > SECONDS / 2 for times in tried.values()), tried
+    each = [[round(p99_s * 1000, 1) for p99_s in phase] for phase in (calm, attacked)]
+    print(
+        f"\nhonest p99 {calm_s * 1000:.1f} ms, under attack {attacked_s * 1000:.1f} ms, of {each}, attacks {dict(tried)}"
+    )
+    assert all(times > SECONDS * PHASES for times in tried.values()), tried
     assert attacked_s <= calm_s * MOST

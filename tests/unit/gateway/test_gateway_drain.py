@@ -10,9 +10,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
-from tests.unit.gateway.test_gateway_server import CHAT, PATH, Open, open_house
-
-__all__ = ["open_house"]
+from tests.unit.gateway.conftest import CHAT, PATH, Open
 
 UPGRADE = (
     f"GET {PATH} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -3,71 +3,14 @@
 import asyncio
 import json
 import socket
-import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
-
-ALICE = "0190a0a0-0000-7000-8000-00000000000a"
-CHAT = "conversation:0190a0a0-0000-7000-8000-0000000000c1"
-PATH = "/connection/websocket"
-
-
-class House:
-    def __init__(self, platform: FakePlatform, server: GatewayServer, metrics: CountingMetrics, port: int) -> None:
-        self.platform, self.server, self.metrics, self.port = platform, server, metrics, port
-
-    @property
-    def url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}{PATH}"
-
-    async def open(self, **options: Any) -> ClientConnection:
-        return await connect(self.url, ping_interval=None, **options)
-
-    async def connected(self, **options: Any) -> ClientConnection:
-        client = await self.open(**options)
-        await client.send(json.dumps({"id": 1, "connect": {"token": self.platform.token(ALICE, "sid")}}))
-        assert "connect" in json.loads(await client.recv())
-        return client
-
-    async def closed_with(self, client: ClientConnection) -> int:
-        with pytest.raises(ConnectionClosed):
-            async with asyncio.timeout(10):
-                while True:
-                    await client.recv()
-        assert client.close_code is not None
-        return client.close_code
-
-
-Open = Callable[..., Any]
-
-
-@pytest.fixture
-async def open_house() -> AsyncIterator[Open]:
-    servers: list[GatewayServer] = []
-
-    async def build(**settings: Any) -> House:
-        p = FakePlatform()
-        p.create(CHAT, ALICE)
-        metrics = CountingMetrics()
-        options = {"host": "127.0.0.1", "port": 0, "tick_s": 0.02, "close_timeout_s": 0.5} | settings
-        server = GatewayServer(
-            GatewaySettings(**options), p, p.broker, p, p, p, SystemClock(), lambda: str(uuid.uuid4()), metrics
-        )  # type: ignore[arg-type]
-        port = await server.start()
-        servers.append(server)
-        return House(p, server, metrics, port)
-
-    yield build
-    for server in servers:
-        await server.stop()
+from tests.unit.gateway.conftest import CHAT, PATH, Open
 
 
 async def http(port: int, path: str, **headers: str) -> tuple[int, str]:
