@@ -53,6 +53,7 @@ async def test_connections_that_have_ended_are_freed_without_the_garbage_collect
         client = await house.connected()
         await client.send("nonsense")
         await house.closed_with(client)
+        (await house.connected()).transport.close()
     del client
     await gone(house)
     gc.set_debug(gc.DEBUG_SAVEALL)
