@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import logging
 import uuid
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ PER_TURN = 300
 
 
 @pytest.fixture
-def uncollected() -> Iterator[None]:
+def uncollected(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level(logging.CRITICAL, "websockets")  # records that pytest keeps name their connections
     gc.collect()
     gc.disable()
     yield
