@@ -161,6 +161,7 @@ class Connection:
         board, session = self._board, self._session
         self._out.clear()
         board.peers.discard(self)
+        board.unschedule(self)
         for cursor in session.subscriptions.values():
             board.hub.leave(cursor)
         session.subscriptions.clear()

@@ -108,7 +108,7 @@ class Switchboard:
         self._by_sid: dict[str, set[Peer]] = {}
         self._shares: dict[str, Share[Peer]] = {}
         self._revoked: dict[str, float] = {}
-        self._wheel: defaultdict[int, list[Peer]] = defaultdict(list)
+        self._wheel: defaultdict[int, dict[Peer, None]] = defaultdict(dict)
         self._turned = int(clock.monotonic_s() / settings.tick_s)
         self._dirty: list[Peer] = []
         self._signals: deque[Signal] = deque(maxlen=settings.signals)
@@ -197,8 +197,14 @@ class Switchboard:
         """Call `peer.tick` at its deadline, give or take a tick."""
         key = max(self._turned + 1, int(peer.deadline_s / self.settings.tick_s) + 1)
         if peer.due_key != key:
+            self.unschedule(peer)
             peer.due_key = key
-            self._wheel[key].append(peer)
+            self._wheel[key][peer] = None
+
+    def unschedule(self, peer: Peer) -> None:
+        """Forget its deadline, and with that the peer."""
+        if peer.due_key in self._wheel:
+            self._wheel[peer.due_key].pop(peer, None)
 
     async def _keep_time(self) -> None:
         """Nothing that fails here may stop the clock."""
@@ -215,8 +221,7 @@ class Switchboard:
         self._turned = current
         for key in sorted(key for key in self._wheel if key <= current):
             for peer in self._wheel.pop(key):
-                if peer.due_key == key:
-                    peer.tick(now_s)
+                peer.tick(now_s)
         while self._revoked and now_s - next(iter(self._revoked.values())) > self.settings.revocation_memory_s:
             del self._revoked[next(iter(self._revoked))]
 

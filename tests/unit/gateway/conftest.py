@@ -54,22 +54,26 @@ class House:
 Open = Callable[..., Any]
 
 
+async def opened(**settings: Any) -> House:
+    """A gateway on a port of its own; stop its `server`."""
+    p = FakePlatform()
+    p.create(CHAT, ALICE)
+    metrics = CountingMetrics()
+    options = {"host": "127.0.0.1", "port": 0, "tick_s": 0.02, "close_timeout_s": 0.5} | settings
+    server = GatewayServer(
+        GatewaySettings(**options), p, p.broker, p, p, p, SystemClock(), lambda: str(uuid.uuid4()), metrics
+    )  # type: ignore[arg-type]
+    return House(p, server, metrics, await server.start())
+
+
 @pytest.fixture
 async def open_house() -> AsyncIterator[Open]:
-    servers: list[GatewayServer] = []
+    houses: list[House] = []
 
     async def build(**settings: Any) -> House:
-        p = FakePlatform()
-        p.create(CHAT, ALICE)
-        metrics = CountingMetrics()
-        options = {"host": "127.0.0.1", "port": 0, "tick_s": 0.02, "close_timeout_s": 0.5} | settings
-        server = GatewayServer(
-            GatewaySettings(**options), p, p.broker, p, p, p, SystemClock(), lambda: str(uuid.uuid4()), metrics
-        )  # type: ignore[arg-type]
-        port = await server.start()
-        servers.append(server)
-        return House(p, server, metrics, port)
+        houses.append(await opened(**settings))
+        return houses[-1]
 
     yield build
-    for server in servers:
-        await server.stop()
+    for house in houses:
+        await house.server.stop()
