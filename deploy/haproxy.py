@@ -99,6 +99,9 @@ TLS_FRONTEND = """\
     timeout client 10s
 """
 
+LOGGED = 'log-format "%ci:%cp [%tr] %ft %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq %HM"'
+"""`option httplog` without what the client has written: a URL may hold a token or a phone number."""
+
 NOWHERE = r'http-request return status 404 content-type text/plain lf-string "Path [^\n]*'
 """How Serve's HAProxy answers while no application is deployed, a starting one included: as if there were nothing."""
 
@@ -122,6 +125,7 @@ def made_safe(
             return f"{indent}bind {address}:{bound}{tls}{'' if FRONTEND in configuration else pages + FRONTEND}"
         return match[0]
 
+    configuration = re.sub(r"^( +)option httplog$", rf"\1{LOGGED}", configuration, flags=re.MULTILINE)
     configuration = re.sub(NOWHERE, "http-request deny deny_status 503", configuration)
     return re.sub(r"^(?P<indent> +)bind [^ :\n]*:(?P<port>[0-9]+)\n", rebind, configuration, flags=re.MULTILINE)
 

@@ -9,6 +9,20 @@ from collections.abc import Collection
 from enum import StrEnum
 from typing import Final, NamedTuple
 
+ABSENT_STEP_S: Final = 0.01
+ABSENT_SPREAD_S: Final = 0.004
+
+
+def absent_in_s(asked_s: float, now_s: float) -> float:
+    """How long an answer still waits that says that something does not exist, or is not the caller's.
+
+    It comes at a multiple of `ABSENT_STEP_S` after the question, so that its time does not tell the two apart: what exists
+    and is in use is refused a millisecond sooner than what has to be looked for. Timers of event loops are late by what is
+    missing to a whole millisecond, which would tell it still: the moment of the question, whose microseconds nobody chooses,
+    spreads the answers over some of them.
+    """
+    return ABSENT_STEP_S - (now_s - asked_s) % ABSENT_STEP_S + asked_s * 1_000 % 1 * ABSENT_SPREAD_S
+
 
 class Role(StrEnum):
     """What an account can be. It may be several; every account is a customer."""

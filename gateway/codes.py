@@ -62,7 +62,7 @@ SERVER_ERROR: Final = Disconnect(3004, "internal server error")
 EXPIRED: Final = Disconnect(3005, "connection expired")
 """The token ran out and was not refreshed; get a fresh one and reconnect."""
 SLOW: Final = Disconnect(3008, "slow")
-"""The client did not read what it was sent; reconnect and recover."""
+"""The client did not read what it was sent, or took nothing for 10 s although a ping waited; reconnect and recover."""
 INSUFFICIENT_STATE: Final = Disconnect(3010, "insufficient state")
 """The gateway could not read what the client misses; reconnect and recover."""
 NO_PONG: Final = Disconnect(3012, "no pong")

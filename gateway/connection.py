@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
+from domain.access import absent_in_s
 from domain.commands import Actor, Answer, Attached, Command, Query, Signal
 from domain.errors import RETRYABLE, Code, Refusal
 from domain.ports import BrokerUnavailable, ConversationRow, StoreUnavailable
@@ -250,9 +251,13 @@ class Connection:
         self._perform(self._session.detached(work))
 
     async def _work(self, work: AnyWork) -> None:
+        clock = self._board.clock
+        asked_s = clock.monotonic_s()
         try:
             effects = await self._do(work)
         except Refusal as refusal:
+            if refusal.code is Code.NOT_FOUND:
+                await asyncio.sleep(absent_in_s(asked_s, clock.monotonic_s()))
             effects = self._refused(work, refusal)
         except (BrokerUnavailable, StoreUnavailable):
             effects = self._refused(work, Refusal(Code.UNAVAILABLE))

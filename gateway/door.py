@@ -86,6 +86,7 @@ _HTTP: Final = (
 class Doorstep(asyncio.Protocol):
     """Where a connection stands until its first bytes say what it is; beyond the limit it is cut off at once.
 
+    What is a WebSocket's stands here until its headers are whole: the library would hold 16 KiB for each that are not.
     Who says nothing for `patience_s` is cut off too. Who has a place already keeps it, and its time.
     """
 
@@ -114,7 +115,7 @@ class Doorstep(asyncio.Protocol):
         heard = self._heard = self._heard + data
         if heard.startswith(_HTTP):
             self._hand_over(self._http)
-        elif not any(beginning.startswith(heard) for beginning in _HTTP):
+        elif not any(beginning.startswith(heard) for beginning in _HTTP) and _whole(heard):
             self._hand_over(self._websocket)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -132,6 +133,16 @@ class Doorstep(asyncio.Protocol):
         self._transport.set_protocol(protocol)
         protocol.connection_made(self._transport)
         protocol.data_received(self._heard)
+
+
+def _whole(heard: bytes) -> bool:
+    """Whether the library has all that it needs to answer a request for a WebSocket, be it with a refusal."""
+    return (
+        b"\r\n\r\n" in heard
+        or b"\n\n" in heard
+        or (b"\n" in heard and not heard.startswith(b"GET "))
+        or len(heard) >= _REQUEST_BYTES
+    )
 
 
 def close_listeners(server: asyncio.Server) -> list[socket.socket]:

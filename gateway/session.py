@@ -104,7 +104,7 @@ class Session:
 
     __slots__ = (
         "_attaching", "_bytes", "_codec", "_commands", "_effects", "_expires_at", "_held", "_key", "_lanes", "_opened_at",
-        "_ping_at", "_pong_by", "_settings", "_share", "_state", "_taken_bytes", "_too_much", "_waiting", "client_id",
+        "_ping_at", "_pong_by", "_ponged", "_settings", "_share", "_state", "_taken_bytes", "_too_much", "_waiting", "client_id",
         "hands_over", "identity", "in_flight", "locale", "subscriptions",
     )  # fmt: skip
 
@@ -118,6 +118,7 @@ class Session:
         self._opened_at = now_s
         self._ping_at = 0.0
         self._pong_by = 0.0
+        self._ponged = False
         self._taken_bytes = 0
         self._expires_at = 0.0
         self._effects: list[Effect] = []
@@ -196,22 +197,30 @@ class Session:
         """Time has passed: ping, or give up on a client that is late.
 
         Who takes what waits for it is not late: the ping is behind that. Who takes nothing, or has nothing left to take, is.
+        Nor is an answer worth anything from who has not even taken the ping: that one reads nothing.
         """
         if self._state == "closed":
             return []
         if self._state != "open":
             return self.close(codes.STALE) if now_s >= self.deadline_s else []
         if self._pong_by and now_s >= self._pong_by:
-            if not (taken.waiting and taken.bytes > self._taken_bytes):
+            moves = taken.bytes > self._taken_bytes
+            if self._ponged:
+                if taken.waiting and not moves:
+                    return self.close(codes.SLOW)
+                self._pong_by = 0.0
+            elif not (taken.waiting and moves):
                 return self.close(codes.NO_PONG)
-            self._pong_by = now_s + self._settings.pong_timeout_s
-            self._taken_bytes = taken.bytes
+            else:
+                self._pong_by = now_s + self._settings.pong_timeout_s
+                self._taken_bytes = taken.bytes
         if now_s >= self._expires_at:
             return self.close(codes.EXPIRED)
         if now_s >= self._ping_at:
             self._ping_at = now_s + self._settings.ping_interval_s
             if not self._pong_by:
                 self._pong_by = now_s + self._settings.pong_timeout_s
+                self._ponged = False
                 self._taken_bytes = taken.bytes
             self._effects.append(self._codec.ping)
         return self._take()
@@ -311,7 +320,7 @@ class Session:
         return effects
 
     def _pong(self) -> None:
-        self._pong_by = 0.0
+        self._ponged = True
 
     def _bad(self) -> None:
         self._effects = [*self._effects, *self.close(codes.BAD_FRAME)]

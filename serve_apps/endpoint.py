@@ -21,7 +21,7 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.response.base import ASGIResponse
 
-from domain.access import GUARDED, admits
+from domain.access import GUARDED, absent_in_s, admits
 from domain.access import Rate as Rate  # what every row of the table needs comes from here
 from domain.access import Rule as Rule
 from domain.channels import Kind
@@ -430,6 +430,18 @@ def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPR
             values["query"] = _parse_query(call.request.scope["query_string"], row.query)
         return values
 
+    async def answered(call: Call, ids: dict[str, Any]) -> Any:
+        try:
+            values = await arguments(call)
+        except Refusal:
+            if stream_id_name and row.stream:
+                await call.query(row.stream, ids[stream_id_name], "view" if row.stream == "order" else "attach")
+            raise
+        if row.rule is Rule.OPS:
+            async with OpsAct(call, row.name, ":".join(ids[part] for part in row.parts)):
+                return await row.run(call, **values, **ids)
+        return await row.run(call, **values, **ids)
+
     async def handle(request: Request[Any, Any, Any]) -> ASGIResponse:
         started = time.perf_counter()
         call = Call(request, services, settings)
@@ -448,17 +460,13 @@ def route_of(row: Endpoint, services: Services, settings: RestSettings) -> HTTPR
         ids = request.scope["path_params"]
         if not row.exists(ids):
             raise Refusal(Code.NOT_FOUND)
+        asked = time.perf_counter()
         try:
-            values = await arguments(call)
-        except Refusal:
-            if stream_id_name and row.stream:
-                await call.query(row.stream, ids[stream_id_name], "view" if row.stream == "order" else "attach")
+            answer = await answered(call, ids)
+        except Refusal as refusal:
+            if refusal.code is Code.NOT_FOUND and ids:
+                await asyncio.sleep(absent_in_s(asked, time.perf_counter()))
             raise
-        if row.rule is Rule.OPS:
-            async with OpsAct(call, row.name, ":".join(ids[part] for part in row.parts)):
-                answer = await row.run(call, **values, **ids)
-        else:
-            answer = await row.run(call, **values, **ids)
         services.metrics.observe(histogram, time.perf_counter() - started)
         if isinstance(answer, Body):
             return ASGIResponse(

@@ -219,7 +219,7 @@ async def test_two_thousand_of_each_form_at_haproxy(tally: Tally) -> None:
     async with front_of(port) as front:
         proxy = psutil.Process(front.process.pid)
         for form, attacker in AT_HAPROXY.items():
-            before = proxy.memory_info().rss
+            before, descriptors = proxy.memory_info().rss, proxy.num_fds()
             siege = Siege()
             await siege.begin([attacker(front.port, "") for _ in range(ATTACKERS)])
             took_s: list[float] = []
@@ -233,13 +233,16 @@ async def test_two_thousand_of_each_form_at_haproxy(tally: Tally) -> None:
                 await asyncio.sleep(0.05)
             tally.tried("SEC-15", form, "HAProxy", ATTACKERS)
             try:
-                await siege.gone(150)
+                # By HAProxy's own descriptors: who reads nothing is not told that the other side has left.
+                while proxy.num_fds() > descriptors + 10 and time.monotonic() - began_s < 120:
+                    await asyncio.sleep(0.2)
+                gone_after_s = time.monotonic() - began_s
             finally:
                 await siege.stop()
             said[form] = {
                 "honest_p99_ms": round(p99(took_s) * 1000, 1),
-                "gone_after_s": round(max(siege.lasted_s, default=0), 1),
-                "let_in": len(siege.lasted_s),
+                "gone_after_s": round(gone_after_s, 1),
+                "let_in": ATTACKERS - siege.refused,
                 "turned_away": siege.refused,
                 "bytes_each": held // ATTACKERS,
             }
@@ -248,5 +251,4 @@ async def test_two_thousand_of_each_form_at_haproxy(tally: Tally) -> None:
     await task
     for form, figures in said.items():
         assert figures["honest_p99_ms"] <= HONEST_P99_S * 1000, form
-        if form != "slow read":
-            assert figures["gone_after_s"] <= GONE_S + 1, form
+        assert figures["gone_after_s"] <= GONE_S + 1, form

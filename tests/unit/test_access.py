@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from domain import access
-from domain.access import Access, Rate, Role, Rule
+from domain.access import ABSENT_SPREAD_S, ABSENT_STEP_S, Access, Rate, Role, Rule, absent_in_s
 from domain.channels import Channel
 from domain.commands import Actor
 from domain.wire import RPC_METHODS, SEND_TYPES
@@ -114,3 +114,18 @@ def test_every_method_type_and_channel_is_in_asyncapi_with_its_rule_and_its_rate
 @pytest.mark.parametrize("name", ["routes", "methods", "commands"])
 def test_the_protocols_page_lists_them_all(name: str) -> None:
     assert tables.block(name) in DOCS, "RENOVEASY_WRITE_TRANSCRIPTS=1 and tests/contract/test_transcripts.py write it"
+
+
+@pytest.mark.parametrize("elapsed_s", [0.0, 0.0003, 0.0016, 0.0099])
+def test_when_absence_is_told_says_nothing_of_how_long_it_took_to_find_out(elapsed_s: float) -> None:
+    for asked_s in (5_000.0004, 5_000.0123, 71.9999):
+        told_s = elapsed_s + absent_in_s(asked_s, asked_s + elapsed_s)
+        assert told_s == pytest.approx(absent_in_s(asked_s, asked_s), abs=1e-6)
+        assert ABSENT_STEP_S <= told_s <= ABSENT_STEP_S + ABSENT_SPREAD_S
+
+
+def test_absence_is_told_at_later_and_later_moments_of_their_own() -> None:
+    told = {round(0.0125 + absent_in_s(80.0, 80.0125), 6), round(0.0199 + absent_in_s(80.0, 80.0199), 6)}
+    assert told == {0.02}
+    spread = {absent_in_s(3.0 + micros / 1e6, 3.0 + micros / 1e6) for micros in range(0, 1_000, 50)}
+    assert len(spread) == 20

@@ -11,7 +11,7 @@ from domain.commands import Command, Query, Signal
 from domain.errors import STATUS, Code, Refused
 from domain.ports import Identity
 from gateway import codes, protocol
-from gateway.progress import Taken
+from gateway.progress import NOTHING, Taken
 from gateway.recovery import Cursor
 from gateway.session import Ask, Attach, Close, Detach, History, Session, Sync, Verify
 from gateway.settings import GatewaySettings
@@ -173,6 +173,21 @@ def test_a_client_that_could_answer_and_does_not_is_gone(later: Taken, why: str)
     session = opened(ping_interval_s=25, pong_timeout_s=10)
     session.tick(25.0, Taken(5_000, True))
     assert session.tick(35.0, later) == [Close(codes.NO_PONG)], why
+
+
+@pytest.mark.parametrize(
+    ("later", "ends"),
+    [(Taken(5_000, True), True), (Taken(5_001, True), False), (Taken(5_000, False), False), (NOTHING, False)],
+)
+def test_answering_pings_is_worth_nothing_from_who_has_not_taken_them(later: Taken, ends: bool) -> None:
+    session = opened(ping_interval_s=25, pong_timeout_s=10)
+    session.tick(25.0, Taken(5_000, True))
+    session.receive(b"{}", 26.0)
+    assert session.tick(34.9, later) == []
+    assert session.tick(35.0, later) == ([Close(codes.SLOW)] if ends else [])
+    if not ends:
+        assert session.deadline_s == 50.0
+        assert session.tick(50.0, later) == [b"{}"]
 
 
 def test_the_session_ends_with_its_token_and_lives_on_with_a_new_one() -> None:

@@ -11,7 +11,8 @@ from collections import Counter
 import pytest
 
 from gateway.connection import Connection
-from tests.unit.gateway.conftest import CHAT, House, Open, opened
+from gateway.server import WebSocketTransport
+from tests.unit.gateway.conftest import CHAT, PATH, House, Open, opened
 
 COMMANDS = 1_000
 PER_TURN = 300
@@ -113,3 +114,31 @@ async def test_a_flood_is_looked_at_in_turns(open_house: Open, monkeypatch: pyte
     ticking.cancel()
     assert max(at.values()) <= PER_TURN
     await client.close()
+
+
+async def test_half_a_request_for_a_websocket_is_none_of_the_librarys(open_house: Open) -> None:
+    """It would hold 16 KiB for each of those who send their headers a byte at a time."""
+    house = await open_house()
+    head = (
+        f"GET {PATH} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    )
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.write(head.encode())
+    await asyncio.sleep(0.1)
+    assert house.server._door.inside == 1
+    assert not [thing for thing in gc.get_objects() if type(thing) is WebSocketTransport]
+    writer.write(b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 101")
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\n\n", b"NONSENSE\r\n", b"GET /" + b"a" * 20_000])
+async def test_what_can_never_be_a_request_is_refused_without_waiting_for_more(open_house: Open, said: bytes) -> None:
+    house = await open_house(open_timeout_s=30)
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.write(said)
+    async with asyncio.timeout(5):
+        assert not (await reader.read()).startswith(b"HTTP/1.1 101")
+    writer.close()
+    await writer.wait_closed()
