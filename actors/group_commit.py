@@ -28,6 +28,8 @@ FENCED: Final = Refused(Code.FENCED, "the partition has moved")
 """What callers are told who must ask again; the router does so by itself."""
 AWAY: Final = Refused(Code.FENCED, "the store is away", retry_after_s=0.2)
 """The same while the store cannot be reached: nothing has changed, and the router asks again until its deadline."""
+RAREST_S: Final = 1.0
+"""How seldom it asks again in the end: each asking costs a turn and a flush that fails."""
 
 
 class Partition:
@@ -122,6 +124,7 @@ class GroupCommit:
         self._settled = asyncio.Event()
         self._proofs: list[asyncio.Future[bool]] = []
         self._rate = 1_000.0
+        self._away_since_s: float | None = None
 
     def __len__(self) -> int:
         return len(self._waiting) + len(self._express)
@@ -245,8 +248,9 @@ class GroupCommit:
             if isinstance(error, OutcomeUnknown):
                 self._owner.suspect({number for number in heads if self._owner.partitions.get(number) is held[number]})
             self._undo(pending)
-            self._fail(pending, AWAY)
+            self._fail(pending, self._away())
             return [], set()
+        self._away_since_s = None
         for number, head in committed.heads.items():
             held[number].head = head
         done = [p for p in pending if _is_in(committed, p)]
@@ -258,6 +262,14 @@ class GroupCommit:
             self._owner.forget(activation)
         self._fail(left_out)
         return done, set(committed.heads) - committed.fenced
+
+    def _away(self) -> Refused:
+        """What callers are told of a failed flush: to ask again, the more seldom the longer the store has been away."""
+        now_s = self._clock.monotonic_s()
+        if self._away_since_s is None:
+            self._away_since_s = now_s
+        pause_s = max(AWAY.retry_after_s or 0.0, min(RAREST_S, (now_s - self._away_since_s) / 4))
+        return Refused(AWAY.code, AWAY.detail, retry_after_s=round(pause_s, 3))
 
     def _living(self, batch: list[Pending]) -> list[Pending]:
         """Those that may go on; what was decided on something undone is undone with all that it touched, and asked again.

@@ -49,7 +49,7 @@ class GatewayPart:
             new_id,
             at.metrics,
             RedisPresence(self._redis),
-            OpsActs(self._audit, at.sessions, at.metrics),
+            OpsActs(self._audit, at.sessions, at.metrics, at.clock, settings.ops_totp_on),
         )
 
     async def start(self) -> dict[str, int]:

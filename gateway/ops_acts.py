@@ -10,8 +10,9 @@ from domain.access import Rule, admits
 from domain.acts import ALLOWED, Act, ops_act, outcome_of
 from domain.audit import AuditLog
 from domain.commands import Command, Query
+from domain.devices import require_second_factor
 from domain.order_table import OPS_COMMANDS
-from domain.ports import Metrics, SessionSource, StoreUnavailable
+from domain.ports import Clock, Metrics, SessionSource, StoreUnavailable
 
 log = logging.getLogger("renoveasy.gateway")
 
@@ -19,11 +20,18 @@ log = logging.getLogger("renoveasy.gateway")
 class OpsActs:
     """Writes down commands that an order takes from operators, where it is an operator who gives them."""
 
-    def __init__(self, audit: AuditLog, sessions: SessionSource, metrics: Metrics) -> None:
-        """`sessions` is asked for every such command: roles come from the account as it is now."""
+    def __init__(
+        self, audit: AuditLog, sessions: SessionSource, metrics: Metrics, clock: Clock, second_factor: bool
+    ) -> None:
+        """`sessions` is asked for every such command: roles come from the account as it is now.
+
+        `second_factor`: operators must have verified their sessions by one.
+        """
         self._audit = audit
         self._sessions = sessions
         self._metrics = metrics
+        self._clock = clock
+        self._second_factor = second_factor
 
     @asynccontextmanager
     async def written(self, request: Command | Query, ip: str) -> AsyncIterator[None]:
@@ -31,6 +39,7 @@ class OpsActs:
 
         Raises:
             StoreUnavailable: it cannot be written down; nothing has happened.
+            Refusal: `step_up_required` for an operator without a second factor.
         """
         act = await self._act(request, ip)
         if act is None:
@@ -50,6 +59,8 @@ class OpsActs:
         session = await self._sessions.get(actor.session_id)
         if session is None or not admits(Rule.OPS, session.roles):
             return None
+        if self._second_factor:
+            require_second_factor(session, self._clock.now_ms())
         name, done_to = ops_act(f"order.{request.name}"), f"order:{request.stream_id}"
         return Act(name, ALLOWED, actor.id, actor.session_id, ip, done_to)
 

@@ -218,6 +218,11 @@ class Call:
             raise Refusal(Code.UNAUTHENTICATED)
         return user
 
+    async def second_factor(self) -> None:
+        """Refusal `step_up_required` where operators must verify their sessions, and the caller has not lately."""
+        if self.settings.ops_totp:
+            require_second_factor(await self.services.sessions.get(self.caller.session_id), self.now_ms())
+
     def write_id(self, given: str | None, field: str = "id") -> str | None:
         """The client-made id of this write: the one in the body, else `Idempotency-Key`, else None."""
         raw = self.headers.get(b"idempotency-key")
@@ -343,8 +348,8 @@ async def _identify_key(call: Call, row: Endpoint, token: str) -> Identity:
 async def _check_operator(call: Call, row: Endpoint) -> None:
     if not admits(row.rule, (await call.user()).roles):
         raise Refusal(Code.FORBIDDEN, "for operations only")
-    if call.settings.ops_totp and not row.first_factor:
-        require_second_factor(await call.services.sessions.get(call.caller.session_id), call.now_ms())
+    if not row.first_factor:
+        await call.second_factor()
 
 
 async def _count(call: Call, rate: Rate) -> None:

@@ -85,7 +85,10 @@ async def get_order(call: Call, order_id: str) -> Body[OrderView]:
     api_keys=True,
 )
 async def command_order(call: Call, body: OrderCommand, order_id: str) -> Body[Commanded]:
-    """Give an order a command, as `order.command` on the WebSocket. By an API key: only to quote, and to take a quote back."""
+    """Give an order a command, as `order.command` on the WebSocket. By an API key: only to quote, and to take a quote back.
+
+    What operators command asks for their second factor, as all that they do.
+    """
     if call.api_key is not None and body.command not in QUOTE_COMMANDS:
         raise Refusal(Code.FORBIDDEN, "API keys may not give this command")
     command_id = call.write_id(body.command_id)
@@ -93,6 +96,8 @@ async def command_order(call: Call, body: OrderCommand, order_id: str) -> Body[C
         await call.view("order", order_id)
         raise invalid("command_id", "required", "give the command an id, or send the header Idempotency-Key")
     by_ops = body.command in OPS_COMMANDS and admits(Rule.OPS, (await call.user()).roles)
+    if by_ops:
+        await call.second_factor()
     async with OpsAct(call, f"order.{body.command}", f"order:{order_id}") if by_ops else nullcontext():
         accepted = await call.command(
             "order", order_id, client_name(body.command), command_id, body.payload or {}, body.expected_version

@@ -9,7 +9,6 @@ import structlog
 
 from domain.access import OPERATORS
 from domain.commands import Viewed
-from domain.devices import require_second_factor
 from domain.errors import Code, Refusal, invalid
 from domain.ports import StoreUnavailable
 from domain.times import rfc3339
@@ -99,8 +98,7 @@ async def get_upload(call: Call, upload_id: str) -> Body[bytes]:
 async def _for_operations(call: Call, found: Upload) -> Body[bytes]:
     if OPERATORS.isdisjoint((await call.user()).roles):
         raise Refusal(Code.NOT_FOUND)
-    if call.settings.ops_totp:
-        require_second_factor(await call.services.sessions.get(call.caller.session_id), call.now_ms())
+    await call.second_factor()
     async with OpsAct(call, "get_upload", f"upload:{found.id}"):
         return await _file(call, found)
 

@@ -27,8 +27,8 @@ METRICS_S = 1.1
 """After this long what a host has counted is in its metrics."""
 BACK_S = 10.0
 """Writes are acknowledged again this long after the disk works again."""
-SPINNING = 0.8
-"""Of a core. Some 320 writes wait, and each is tried again five times a second: 0.3 to 0.7. A loop without a pause takes all."""
+SPINNING = 0.5
+"""Of a core. Some 320 writes wait; a loop without a pause takes all of it."""
 
 
 @pytest.fixture(params=STORES)

@@ -249,7 +249,7 @@ class City:
             self.platform.new_id,
             NoMetrics(),
             self.platform.presence,
-            OpsActs(self.platform.audit, self.platform.sessions, NoMetrics()),
+            OpsActs(self.platform.audit, self.platform.sessions, NoMetrics(), self.platform.clock, second_factor=False),
         )
         self.of: dict[Role, Belongings] = {}
         self.stranger: Belongings

@@ -6,6 +6,7 @@ Every refusal is 401 of one shape, changes nothing, and tells nobody which part 
 import asyncio
 import base64
 import shutil
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -487,6 +488,15 @@ async def test_a_role_that_was_granted_does_not_make_an_old_session_an_operators
     await world.accounts.grant(pair["user"]["id"], "admin")
     refused = await http.get(OPS_PATH, headers=bearer(pair))
     assert (refused.status_code, refused.json()["code"]) == (401, "step_up_required")
+
+
+async def test_operators_command_orders_after_their_second_factor(http: httpx.AsyncClient, world: Stored) -> None:
+    pair, totp = await operator(http, world, "+8613800001701")
+    path, body = f"/v1/orders/{uuid.uuid4()}/commands", {"command": "cancel", "command_id": str(uuid.uuid4())}
+    refused = await http.post(path, json=body, headers=bearer(pair))
+    assert (refused.status_code, refused.json()["code"]) == (401, "step_up_required")
+    assert (await verifying(http, pair, totp.generate_otp(world.clock.now_ms() // 30_000))).status_code == 200
+    assert (await http.post(path, json=body, headers=bearer(pair))).status_code == 404
 
 
 # --- API keys ---

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import msgspec
+
 from domain.access import Role
 from domain.audit import Recorded, Wanted
-from domain.ports import StoreUnavailable
+from domain.ports import DeviceSession, SessionSource, StoreUnavailable
 from tests.security.city import City, Line, Person
 
 
@@ -78,3 +80,35 @@ async def test_who_becomes_an_operator_while_connected_is_written_from_then_on_a
         assert [act[1] for act in await acts_of(city, person)] == ["allowed", "invalid_transition"]
         await command(owner, city, order_id, "cancel", reason="changed my mind")
     assert await acts_of(city, mine.owner) == []
+
+
+async def test_an_operator_without_a_second_factor_commands_no_order(city: City) -> None:
+    ops, mine = await city.person(Role.OPS), await city.belongings(Role.CUSTOMER)
+    order_id = mine.ids["order_id"]
+    acts = city._gateway._board.ops_acts
+    assert acts is not None
+    sessions, acts._second_factor = acts._sessions, True
+    try:
+        async with ops.line() as line, mine.owner.line() as owner:
+            refused = await command(line, city, order_id, "cancel", reason="fraud")
+            assert (refused["error"]["code"], refused["error"]["message"]) == (401, "step_up_required")
+            assert await acts_of(city, ops) == []
+            assert (await mine.owner.must("GET", f"/v1/orders/{order_id}"))["state"] != "cancelled"
+            acts._sessions = Verified(sessions, city.platform.clock.now_ms())
+            done = await command(line, city, order_id, "cancel", reason="fraud")
+            assert "error" not in done, done
+            theirs = await command(owner, city, order_id, "cancel", reason="changed my mind")
+            assert theirs["error"]["message"] == "invalid_transition", "who is no operator needs none"
+    finally:
+        acts._sessions, acts._second_factor = sessions, False
+
+
+class Verified:
+    """Sessions that have all been verified by a second factor at that time."""
+
+    def __init__(self, sessions: SessionSource, at: int) -> None:
+        self._sessions, self._at = sessions, at
+
+    async def get(self, session_id: str) -> DeviceSession | None:
+        found = await self._sessions.get(session_id)
+        return None if found is None else msgspec.structs.replace(found, second_factor_at=self._at)

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from actors.group_commit import RAREST_S
 from actors.host import SHARES
-from domain.commands import Accepted, Attached, Query, Status, Viewed
-from domain.errors import Code, Refusal
+from domain.commands import Accepted, Answer, Attached, Query, Status, Viewed
+from domain.errors import Code, Refusal, Refused
 from domain.ids import partition_of
 from tests.support.runtime import World, eventually, new_id, person
 
@@ -182,3 +183,28 @@ async def test_under_load_typing_and_reads_are_shed_before_chat_and_chat_before_
     with pytest.raises(Refusal) as refused:
         await order
     assert refused.value.code is Code.FORBIDDEN, "it was decided (nobody knows Anna), not shed"
+
+
+async def test_what_waits_asks_again_the_more_seldom_the_longer_the_store_is_away(world: World) -> None:
+    """Hundreds of writes wait for a full disk: five times a second each would keep a core busy with nothing."""
+    host = await world.host()
+    room = await world.room(ANNA, BEN)
+    told: list[float] = []
+    answer = host.answer
+
+    def noted(reply: str, said: Answer) -> None:
+        if isinstance(said, Refused):
+            told.append(said.retry_after_s or 0.0)
+        answer(reply, said)
+
+    host.answer = noted  # type: ignore[method-assign]
+    for _ in range(2):
+        told.clear()
+        world.logs[0].away = True
+        with pytest.raises(Refusal):
+            await world.tell("send", ANNA, room, text="x", timeout_s=2.5)
+        world.logs[0].away = False
+        assert told == sorted(told)
+        assert told[0] == 0.2
+        assert 0.4 < told[-1] <= RAREST_S
+        await world.tell("send", ANNA, room, text="it is back")
