@@ -39,6 +39,7 @@ class Policy(msgspec.Struct, frozen=True):
     no_quote_nudge_ms: Moments = (24 * HOUR_MS,)
     description_min: int = 20
     open_orders_max: int = 10
+    """For new orders. One that is open again, because its hire fell through, stays whatever has been opened since."""
     quotes_active_max: int = 8
     quotes_total_max: int = 48
     """All quotes an order ever had, withdrawn and rejected ones too: bounds the size of its state."""
