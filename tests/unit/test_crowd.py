@@ -98,3 +98,52 @@ async def test_a_connection_that_is_lost_before_its_opener_has_its_turn_is_a_los
     monkeypatch.setattr("benchmarks.load.sockets.ws_connect", lost)
     with pytest.raises(SocketFailed, match="lost"):
         await ChatSocket.open("ws://nowhere", "token")
+
+
+class Waiting(Crowd):
+    """A crowd whose outboxes hold by turns what they are said to, a look each."""
+
+    def __init__(self, *held: int) -> None:
+        super().__init__(None)  # type: ignore[arg-type]
+        self._held = list(held)
+
+    @property
+    def unsettled(self) -> int:
+        return self._held.pop(0) if len(self._held) > 1 else self._held[0]
+
+
+@pytest.mark.parametrize(
+    ("held", "looks"),
+    [
+        ((0,), 0),  # nothing waits
+        ((100, 100), 2),  # it grows no less
+        ((1000, 900, 900, 800, 800, 700, 700, 0, 0), 4),  # it does: the time begins anew each time
+    ],
+)
+async def test_what_piled_up_has_the_time_that_it_needs_while_it_grows_less(
+    monkeypatch: pytest.MonkeyPatch, held: tuple[int, ...], looks: int
+) -> None:
+    at_s = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal at_s
+        at_s += seconds
+
+    monkeypatch.setattr("tests.support.crowd.asyncio.sleep", sleep)
+    monkeypatch.setattr("tests.support.crowd.perf_counter", lambda: at_s)
+    await Waiting(*held)._worked_off(0.15)
+    assert round(at_s / 0.1) == looks
+
+
+async def test_before_the_log_is_read_everybody_who_has_not_settled_falls_silent() -> None:
+    crowd = Waiting(1)
+    device = Device(crowd, "phone", "anna", "token", "ws://nowhere")
+    stopped = []
+
+    async def stop() -> None:
+        stopped.append(device)
+
+    device.stop = stop  # type: ignore[method-assign]
+    crowd.devices.append(device)
+    await crowd.settle(0.05)
+    assert stopped == [device]
