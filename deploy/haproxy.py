@@ -77,6 +77,8 @@ def _page(folder: str, status: int) -> str:
 
 FRONTEND = """\
     timeout http-request 10s
+    # For who does not read an answer; a handshake of TLS counts as waiting for the client too.
+    timeout client 10s
     # What is framed in a way that others may read otherwise goes no further.
     http-request deny deny_status 400 if HTTP_1.0 { req.hdr_cnt(transfer-encoding) gt 0 }
     http-request deny deny_status 400 if !HTTP_1.0 { req.hdr_cnt(host) eq 0 }
@@ -94,10 +96,6 @@ FRONTEND = """\
 )
 
 TLS = "ssl crt {certificate} ssl-min-ver TLSv1.3 alpn http/1.1"
-TLS_FRONTEND = """\
-    # A handshake counts as waiting for the client; so does a client who does not read its answer.
-    timeout client 10s
-"""
 
 LOGGED = 'log-format "%ci:%cp [%tr] %ft %b/%s %TR/%Tw/%Tc/%Tr/%Ta %ST %B %ts %ac/%fc/%bc/%sc/%rc %sq/%bq %HM"'
 """`option httplog` without what the client has written: a URL may hold a token or a phone number."""
@@ -121,8 +119,8 @@ def made_safe(
         if bound in inner_ports:
             return f"{indent}bind 127.0.0.1:{bound}\n"
         if bound == port:
-            tls = f" {TLS.format(certificate=certificate)}\n{TLS_FRONTEND}" if certificate else "\n"
-            return f"{indent}bind {address}:{bound}{tls}{'' if FRONTEND in configuration else pages + FRONTEND}"
+            tls = f" {TLS.format(certificate=certificate)}" if certificate else ""
+            return f"{indent}bind {address}:{bound}{tls}\n{'' if FRONTEND in configuration else pages + FRONTEND}"
         return match[0]
 
     configuration = re.sub(r"^( +)option httplog$", rf"\1{LOGGED}", configuration, flags=re.MULTILINE)

@@ -119,6 +119,7 @@ def slow_read(port: int, token: str) -> Callable[[], Awaitable[None]]:
     async def attack() -> None:
         plain = socket.socket()
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_048)
+        plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 512)
         plain.setblocking(False)
         loop = asyncio.get_running_loop()
         try:
