@@ -44,6 +44,9 @@ _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _MAX_FRAGMENTS = 1_024
 _TURN_BYTES = 16_384
 """Some two hundred commands, a millisecond or two."""
+_UNHEARD = (codes.SLOW.code, codes.NO_PONG.code)
+"""Who is closed for these takes nothing, most likely not the close frame either."""
+_HASTE_S = 1.0
 _FORGOTTEN = Request(PATH, Headers())
 """Stands in for every connection's handshake once that is over: headers cost kilobytes per idle session."""
 _CODECS: dict[str, Codec] = {codec.name: codec for codec in (JSON, PROTOBUF)}
@@ -106,11 +109,11 @@ class WebSocketTransport(ServerConnection):
             end(code, reason)
             self.send_data()
             self.resume_reading()
-        self._cut_later()
+        self._cut_later(_HASTE_S if code in _UNHEARD else self.close_timeout or 0)
 
-    def _cut_later(self) -> None:
+    def _cut_later(self, within_s: float) -> None:
         if self._cut is None:
-            self._cut = self.loop.call_later(self.close_timeout or 0, self.transport.abort)
+            self._cut = self.loop.call_later(within_s, self.transport.abort)
 
     def pause_reading(self) -> None:
         """Take no more commands, because too many are waiting."""
@@ -166,7 +169,7 @@ class WebSocketTransport(ServerConnection):
         data, self._rest = self._rest[:turn], self._rest[turn:]
         super().data_received(data)
         if self.protocol.state is not OPEN and self.peer is not None:
-            self._cut_later()
+            self._cut_later(self.close_timeout or 0)
         if self._rest:
             self.transport.pause_reading()
             self._read_on()

@@ -130,7 +130,7 @@ def slow_read(port: int, token: str) -> Callable[[], Awaitable[None]]:
             while b"\r\n\r\n" not in heard:
                 heard += await loop.sock_recv(plain, 1)
             commands = [{"id": 1, "connect": {"token": token}}]
-            commands += [{"id": n, "rpc": {"method": "sync", "data": {}}} for n in range(2, 40)]
+            commands += [{"id": n, "rpc": {"method": "sync", "data": {}}} for n in range(2, 400)]
             await loop.sock_sendall(plain, b"".join(frame(json.dumps(each).encode()) for each in commands))
             while True:
                 await asyncio.sleep(DRIP_S)
