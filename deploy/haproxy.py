@@ -77,8 +77,9 @@ def _page(folder: str, status: int) -> str:
 
 FRONTEND = """\
     timeout http-request 10s
-    # For who does not read an answer; a handshake of TLS counts as waiting for the client too.
+    # For who does not read an answer, which the kernel has by then; a handshake of TLS counts as waiting for the client too.
     timeout client 10s
+    timeout http-keep-alive 10s
     # What is framed in a way that others may read otherwise goes no further.
     http-request deny deny_status 400 if HTTP_1.0 { req.hdr_cnt(transfer-encoding) gt 0 }
     http-request deny deny_status 400 if !HTTP_1.0 { req.hdr_cnt(host) eq 0 }

@@ -337,7 +337,9 @@ async def test_what_a_replaced_owner_whispers_reaches_no_client(chaos: Chaos, ho
     await until(lambda: follower.offsets[-1:] == [head])
     successor = heard[-1].owner
     split.link.heal()
-    await until(lambda: heard[-1].owner < successor, 40.0)  # TCP tries again the more seldom the longer the link was cut
+    await until(
+        lambda: heard[-1].owner < successor, 40.0
+    )  # TCP tries again the more seldom the longer the link was cut
     assert b"typing" in heard[-1].items[0].data
     await split.near_side.signal(split.typing(split.user))
     await until(lambda: len(follower.typing) > 1)
