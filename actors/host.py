@@ -150,7 +150,7 @@ class Host:
         self._broker.on_reconnect(self._reconnected)
         await self.ownership.start()
         own = (self._tidy_forever(), self._store_positions_forever())
-        for work in (self._commits.run(), self._relay.run(), self.reminders.run(), *own):
+        for work in (self._commits.run(), *self._relay.work(), self.reminders.run(), *own):
             self._background.spawn(work)
 
     async def stop(self) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -123,10 +123,9 @@ class Relay:
 
     # --- at work ---------------------------------------------------------------------------------------------------
 
-    async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for step in (self._send_next, self._confirm_next, self._repair_next):
-                group.create_task(self._forever(step))
+    def work(self) -> list[Coroutine[Any, Any, None]]:
+        """What never ends: a task for each, so that whoever cancels one sees whether it has heard that."""
+        return [self._forever(step) for step in (self._send_next, self._confirm_next, self._repair_next)]
 
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         """Nothing that goes wrong in one step may end the others, or the next ones."""

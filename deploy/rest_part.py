@@ -1,11 +1,11 @@
 """The REST application and its Serve deployment, put together."""
 
-import asyncio
 import os
 from typing import Any, Final
 
 from ray import serve
 
+from actors.background import Background
 from deploy import registry
 from deploy.connections import AUDIT_KEY, Connections, forget_revoked, keys_folder, new_id, secret
 from deploy.contents import objects
@@ -120,23 +120,21 @@ def rest_application(settings: Settings) -> Any:
         echo_request_id=False,
     )
 
-    working: list[asyncio.Task[None]] = []
+    background = Background()
 
     async def open_all() -> None:
         await at.open()
         await field_keys.open()
-        working.append(asyncio.create_task(erasure.run(services)))
+        background.spawn(erasure.run(services))
         if settings.audit_keep_days:
-            working.append(asyncio.create_task(audit.sweep_for_ever(settings.audit_keep_days * DAY_MS)))
-        working.append(asyncio.create_task(uploads.sweep(services)))
+            background.spawn(audit.sweep_for_ever(settings.audit_keep_days * DAY_MS))
+        background.spawn(uploads.sweep(services))
         await forget_revoked(at.broker, verifier)
         registry.enter(settings, REST, name, os.getpid(), {})
 
     async def close_all() -> None:
         registry.leave(settings, REST, name)
-        for task in working:
-            task.cancel()
-        await asyncio.gather(*working, return_exceptions=True)
+        await background.stop()
         await audit.close()
         await contents.close()
         for provider in providers.values():

@@ -8,6 +8,7 @@ import asyncio
 import http
 import logging
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -42,8 +43,10 @@ PATH = "/connection/websocket"
 LIVE_PATH = "/health/live"
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _MAX_FRAGMENTS = 1_024
-_TURN_BYTES = 16_384
-"""Some two hundred commands, a millisecond or two."""
+_TURN_BYTES = 2_048
+"""More than a client's `connect`, or its upgrade, or a message of any common length; some thirty of the shortest commands."""
+_TURNS = 8
+"""Of all that wait for one, in each turn of the event loop: a millisecond or two."""
 _UNHEARD = (codes.SLOW.code, codes.NO_PONG.code)
 """Who is closed for these takes nothing, most likely not the close frame either."""
 _HASTE_S = 1.0
@@ -76,6 +79,37 @@ class _Frames:
         return self._last_framed
 
 
+class Turns:
+    """Sockets of which more has come than is looked at in one go: first come, first served.
+
+    Together they get a small share of each turn of the event loop. So nobody who sends little, or has just come, waits for
+    those who send much, however many these are.
+    """
+
+    __slots__ = ("_due", "_loop", "_waiting")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[WebSocketTransport] = deque()
+        self._due = False
+
+    def join(self, socket: "WebSocketTransport") -> None:
+        """Call `socket.take_turn` when it is its turn."""
+        self._waiting.append(socket)
+        if not self._due:
+            self._due = True
+            self._loop.call_soon(self._serve)
+
+    def _serve(self) -> None:
+        try:
+            for _ in range(min(_TURNS, len(self._waiting))):
+                self._waiting.popleft().take_turn()
+        finally:
+            self._due = bool(self._waiting)
+            if self._due:
+                self._loop.call_soon(self._serve)
+
+
 class WebSocketTransport(ServerConnection):
     """A WebSocket as `connection.Transport`. Messages bypass the library's queue of received frames."""
 
@@ -87,7 +121,9 @@ class WebSocketTransport(ServerConnection):
     _held_back = False
     _rest = b""
     """Received, and not looked at yet."""
-    _turn: asyncio.Handle | None = None
+    turns: Turns
+    _waits = False
+    """Whether it has joined `turns`."""
 
     @property
     def writable(self) -> bool:
@@ -129,8 +165,9 @@ class WebSocketTransport(ServerConnection):
             return
         if not self._rest:
             self.transport.resume_reading()
-        elif self._turn is None:
-            self._turn = self.loop.call_soon(self._look_on)
+        elif not self._waits:
+            self._waits = True
+            self.turns.join(self)
 
     def pause_writing(self) -> None:
         """Who does not read is not read either: else pongs to a flood of pings would pile up without a bound."""
@@ -158,10 +195,12 @@ class WebSocketTransport(ServerConnection):
         self.request, self.response, self.peer = _FORGOTTEN, None, peer
 
     def data_received(self, data: bytes) -> None:
-        """What comes is looked at in turns with everybody else's, however much one client sends at once."""
+        """A little is looked at as it comes; of more, each client's in its turn."""
         self._rest += data
-        if len(self._rest) == len(data):
+        if len(self._rest) == len(data) <= _TURN_BYTES:
             self._look()
+        else:
+            self._pause()
 
     def _look(self) -> None:
         """Once either side has begun to close, a peer that keeps the TCP connection open is cut off."""
@@ -171,11 +210,16 @@ class WebSocketTransport(ServerConnection):
         if self.protocol.state is not OPEN and self.peer is not None:
             self._cut_later(self.close_timeout or 0)
         if self._rest:
-            self.transport.pause_reading()
-            self._read_on()
+            self._pause()
 
-    def _look_on(self) -> None:
-        self._turn = None
+    def _pause(self) -> None:
+        """Read no more until it is all looked at."""
+        self.transport.pause_reading()
+        self._read_on()
+
+    def take_turn(self) -> None:
+        """Look at some more of what has come."""
+        self._waits = False
         if self._rest and not self._held_back and not self.paused:
             self._look()
             if not self._rest:
@@ -348,6 +392,7 @@ class GatewayServer:
             self._certificate = await asyncio.to_thread(
                 Certificate, settings.certificate, settings.certificate_key, lambda: self._clock.now_ms() / 1000
             )
+        self._turns = Turns()
         await self._board.start()
         await self._emulation.start()
         options: dict[str, Any] = {"reuse_port": True} if settings.reuse_port else {}
@@ -409,7 +454,7 @@ class GatewayServer:
 
         def websocket(place: Place) -> WebSocketTransport:
             transport = WebSocketTransport(protocol, server, **options)
-            transport.place = place
+            transport.place, transport.turns = place, self._turns
             return transport
 
         def http_first(place: Place) -> asyncio.Protocol:

@@ -209,7 +209,8 @@ class Switchboard:
     async def _keep_time(self) -> None:
         """Nothing that fails here may stop the clock."""
         while True:
-            await asyncio.sleep(self.settings.tick_s)
+            # To the next multiple of a tick, which is what deadlines are rounded up to: so they are a tick late at most.
+            await asyncio.sleep(self.settings.tick_s - self.clock.monotonic_s() % self.settings.tick_s)
             try:
                 self._turn(self.clock.monotonic_s())
                 self._write_metrics()

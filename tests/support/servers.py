@@ -350,7 +350,8 @@ def _mariadb_template() -> Path:
     atexit.register(shutil.rmtree, template, ignore_errors=True)
     as_root = ["--user=root"] if os.geteuid() == 0 else []
     install = [_program("mariadb-install-db"), *_MARIADB_LEAN, *as_root, f"--datadir={template}"]
-    install += ["--auth-root-authentication-method=normal", "--skip-test-db"]
+    # In a common folder two that are made at the same time would take each other's temporary tables.
+    install += [f"--tmpdir={template}", "--auth-root-authentication-method=normal", "--skip-test-db"]
     done = subprocess.run(install, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"mariadb-install-db failed:\n{done.stdout}{done.stderr}")

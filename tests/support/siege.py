@@ -1,6 +1,7 @@
 """Clients that take their time (slowloris): they hold a connection as long as they are let, with as little as possible."""
 
 import asyncio
+import functools
 import json
 import socket
 import time
@@ -113,6 +114,17 @@ def never_pong(port: int, token: str) -> Callable[[], Awaitable[None]]:
     return attack
 
 
+@functools.lru_cache(maxsize=1_000)
+def _questions(token: str) -> bytes:
+    """`connect`, and commands that are refused at once, so that it is the answers that weigh, and not what they took.
+
+    Made once: who measures the gateway in the same process must not wait for the attackers' arithmetic.
+    """
+    commands = [{"id": 1, "connect": {"token": token}}]
+    commands += [{"id": n, "rpc": {"method": "nothing", "data": {}}} for n in range(2, 150)]
+    return b"".join(frame(json.dumps(each).encode()) for each in commands)
+
+
 def slow_read(port: int, token: str) -> Callable[[], Awaitable[None]]:
     """Connected with a tiny window, asks for a lot, and reads nothing of it."""
 
@@ -128,11 +140,8 @@ def slow_read(port: int, token: str) -> Callable[[], Awaitable[None]]:
             await loop.sock_sendall(plain, _UPGRADE + key)
             heard = b""
             while b"\r\n\r\n" not in heard:
-                heard += await loop.sock_recv(plain, 1)
-            commands = [{"id": 1, "connect": {"token": token}}]
-            # Refused at once, so that it is the answers that weigh, and not what they took.
-            commands += [{"id": n, "rpc": {"method": "nothing", "data": {}}} for n in range(2, 150)]
-            await loop.sock_sendall(plain, b"".join(frame(json.dumps(each).encode()) for each in commands))
+                heard += await loop.sock_recv(plain, 512)
+            await loop.sock_sendall(plain, _questions(token))
             while True:
                 await asyncio.sleep(DRIP_S)
                 # What is known of a cut without reading: that nothing can be sent any more.

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from actors.background import Background
 from actors.kinds import kinds
 from actors.relay import Relay
 from domain.channels import event_subject
@@ -27,6 +28,9 @@ class Pages:
         self.open = asyncio.Event()
         self.trouble: Exception | None = None
         self.saved: dict[int, int] = {}
+        self.deaf = 0
+        """How many cancellations are lost while cursors are saved, as in the moment of a driver's answer."""
+        self.saving = asyncio.Event()
 
     async def read_partition(self, partition: int, after: int, limit: int) -> list[tuple[int, Entry]]:
         if after >= 36:
@@ -38,6 +42,12 @@ class Pages:
         return [(n, Entry(STREAM, n, "message.posted", None, None, "", 0, body)) for n in positions]
 
     async def save_cursors(self, cursors: Mapping[int, int]) -> None:
+        self.saving.set()
+        while self.deaf:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.deaf -= 1
         self.saved |= cursors
 
 
@@ -45,6 +55,7 @@ class World:
     def __init__(self) -> None:
         self.bus = MemoryBus()
         self.log = Pages()
+        self.background = Background()
         self.heard: list[int] = []
         self.relay = Relay(MemoryBroker(self.bus), self.log, kinds(b"pepper"), NoMetrics())  # type: ignore[arg-type]
 
@@ -57,10 +68,10 @@ class World:
 async def world() -> AsyncIterator[World]:
     made = World()
     await MemoryBroker(made.bus).subscribe(event_subject(STREAM), made.hear)
-    running = asyncio.create_task(made.relay.run())
+    for work in made.relay.work():
+        made.background.spawn(work)
     yield made
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    await made.background.stop()
 
 
 async def until(true: Any) -> None:
@@ -98,3 +109,13 @@ async def test_what_is_lost_in_the_middle_of_a_takeover_is_published_again_befor
     await world.relay.settle([PARTITION])
     assert world.log.saved == {PARTITION: 39}
     assert sorted(set(world.heard)) == [35, 36, 37, 38]
+
+
+async def test_a_cancellation_that_a_driver_loses_keeps_nobody_from_stopping(world: World) -> None:
+    world.log.deaf = 2
+    await world.relay.take_over({PARTITION: Takeover(position=36, cursor=36)})
+    world.relay.published(PARTITION, 37)
+    async with asyncio.timeout(10):
+        await world.log.saving.wait()
+        await world.background.stop()
+    assert world.log.deaf == 0

@@ -240,10 +240,18 @@ async def test_a_flood_of_pings_whose_pongs_are_not_read_is_not_answered_without
     (victim,) = house.server._server.connections
     pings = (b"\x89\xfd\0\0\0\0" + b"x" * 125) * 1_000
     piled_up = 0
-    for _ in range(60):
+
+    async def flood() -> None:
+        nonlocal piled_up
         client.transport.write(pings)
         await asyncio.sleep(0.005)
         piled_up = max(piled_up, victim.transport.get_write_buffer_size())
+
+    async with asyncio.timeout(30):
+        while not victim.paused:
+            await flood()
+    for _ in range(60):
+        await flood()
     assert 0 < piled_up < 1_000_000
     client.transport.abort()
     await asyncio.sleep(0.01)
