@@ -44,9 +44,8 @@ LIVE_PATH = "/health/live"
 _DATA = (Opcode.TEXT, Opcode.BINARY, Opcode.CONT)
 _MAX_FRAGMENTS = 1_024
 _TURN_BYTES = 2_048
-"""More than a client's `connect`, or its upgrade, or a message of any common length; some thirty of the shortest commands."""
-_TURNS = 8
-"""Of all that wait for one, in each turn of the event loop: a millisecond or two."""
+"""More than a client's `connect`, or its upgrade, or a message of any common length; some thirty of the shortest commands,
+a quarter of a millisecond."""
 _UNHEARD = (codes.SLOW.code, codes.NO_PONG.code)
 """Who is closed for these takes nothing, most likely not the close frame either."""
 _HASTE_S = 1.0
@@ -82,8 +81,8 @@ class _Frames:
 class Turns:
     """Sockets of which more has come than is looked at in one go: first come, first served.
 
-    Together they get a small share of each turn of the event loop. So nobody who sends little, or has just come, waits for
-    those who send much, however many these are.
+    One of them has its turn in each turn of the event loop, in which one client at most is let in too (libuv accepts one at a
+    time). So nobody who sends little, or comes just now, waits for those who send much, however many these are.
     """
 
     __slots__ = ("_due", "_loop", "_waiting")
@@ -102,8 +101,7 @@ class Turns:
 
     def _serve(self) -> None:
         try:
-            for _ in range(min(_TURNS, len(self._waiting))):
-                self._waiting.popleft().take_turn()
+            self._waiting.popleft().take_turn()
         finally:
             self._due = bool(self._waiting)
             if self._due:

@@ -1,5 +1,7 @@
 """The session without a socket: bytes in, effects out."""
 
+import uuid
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -31,8 +33,8 @@ def replies(effects: list[Any]) -> list[dict[str, Any]]:
     return [msgspec.json.decode(effect) for effect in effects if isinstance(effect, bytes)]
 
 
-def opened(**settings: Any) -> Session:
-    session = Session(GatewaySettings(**settings), "client-1", 0.0)
+def opened(client_id: str = "client-1", **settings: Any) -> Session:
+    session = Session(GatewaySettings(**settings), client_id, 0.0)
     (verify,) = session.receive(frame({"id": 1, "connect": {"token": "t"}}), 0.0)
     session.verified(verify, Identity(USER, "sid", NOW_MS + 900_000), 0.0, NOW_MS)
     assert session.open
@@ -146,13 +148,24 @@ def test_who_does_not_connect_in_time_is_closed() -> None:
 
 def test_pings_go_out_and_a_missing_pong_ends_the_session() -> None:
     session = opened(ping_interval_s=25, pong_timeout_s=10)
-    assert session.tick(24.9) == []
-    assert session.tick(25.0) == [b"{}"]
-    session.receive(b"{}", 26.0)
-    assert session.tick(35.0) == []
-    assert session.tick(50.0) == [b"{}"]
-    assert session.deadline_s == 60.0
-    assert session.tick(60.0) == [Close(codes.NO_PONG)]
+    first_s = session.deadline_s
+    assert session.tick(first_s - 0.1) == []
+    assert session.tick(first_s) == [b"{}"]
+    session.receive(b"{}", first_s + 1)
+    assert session.tick(first_s + 10) == []
+    assert session.deadline_s == first_s + 25
+    assert session.tick(first_s + 24.9) == []
+    assert session.tick(first_s + 25) == [b"{}"]
+    assert session.deadline_s == first_s + 35
+    assert session.tick(first_s + 35) == [Close(codes.NO_PONG)]
+
+
+def test_those_who_come_together_are_not_pinged_together() -> None:
+    firsts_s = [opened(ping_interval_s=25, client_id=str(uuid.uuid4())).deadline_s for _ in range(1_000)]
+    assert min(firsts_s) >= 12.5
+    assert max(firsts_s) <= 22.5
+    in_a_second = Counter(int(first_s) for first_s in firsts_s)
+    assert max(in_a_second.values()) < 200
 
 
 def test_a_ping_behind_much_that_the_client_takes_may_wait_for_its_answer() -> None:
