@@ -4,8 +4,8 @@ import resource
 
 import uuid_utils
 
-from deploy.collector import calm
 from deploy.connections import AUDIT_KEY, Connections, forget_revoked, new_id, secret
+from deploy.interpreter import calm
 from deploy.settings import Settings
 from gateway.ops_acts import OpsActs
 from gateway.server import GatewayServer

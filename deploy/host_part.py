@@ -7,9 +7,9 @@ import uuid_utils
 from actors.host import Host, HostSettings
 from actors.kinds import kinds
 from actors.membership import HostMember, PlacementService
-from deploy.collector import calm
 from deploy.connections import Connections, secret
 from deploy.ending import Ender, this_node, this_process, this_start
+from deploy.interpreter import calm
 from deploy.settings import Settings
 from storage.facts import SqlFacts
 from storage.partition_log import SqlPartitionLog

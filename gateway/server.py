@@ -46,6 +46,9 @@ _MAX_FRAGMENTS = 1_024
 _TURN_BYTES = 2_048
 """More than a client's `connect`, or its upgrade, or a message of any common length; some thirty of the shortest commands,
 a quarter of a millisecond."""
+_MUCH_ELSE_S = 0.000_3
+_PASSES = 4
+"""How often a turn is put off by a turn of the event loop that had more than that to do beside."""
 _UNHEARD = (codes.SLOW.code, codes.NO_PONG.code)
 """Who is closed for these takes nothing, most likely not the close frame either."""
 _HASTE_S = 1.0
@@ -81,16 +84,20 @@ class _Frames:
 class Turns:
     """Sockets of which more has come than is looked at in one go: first come, first served.
 
-    One of them has its turn in each turn of the event loop, in which one client at most is let in too (libuv accepts one at a
-    time). So nobody who sends little, or comes just now, waits for those who send much, however many these are.
+    One of them has its turn in each turn of the event loop, or in every few of them while there is much else to do. One client
+    at most is let in meanwhile (libuv accepts one at a time). So nobody who sends little, or comes just now, waits for those who
+    send much, however many these are.
     """
 
-    __slots__ = ("_due", "_loop", "_waiting")
+    __slots__ = ("_clock", "_due", "_loop", "_passed", "_until_s", "_waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[WebSocketTransport] = deque()
         self._due = False
+        self._passed = 0
+        self._until_s = 0.0
 
     def join(self, socket: "WebSocketTransport") -> None:
         """Call `socket.take_turn` when it is its turn."""
@@ -101,8 +108,13 @@ class Turns:
 
     def _serve(self) -> None:
         try:
-            self._waiting.popleft().take_turn()
+            if self._passed < _PASSES and self._clock.monotonic_s() - self._until_s > _MUCH_ELSE_S:
+                self._passed += 1
+            else:
+                self._passed = 0
+                self._waiting.popleft().take_turn()
         finally:
+            self._until_s = self._clock.monotonic_s()
             self._due = bool(self._waiting)
             if self._due:
                 self._loop.call_soon(self._serve)
@@ -390,7 +402,7 @@ class GatewayServer:
             self._certificate = await asyncio.to_thread(
                 Certificate, settings.certificate, settings.certificate_key, lambda: self._clock.now_ms() / 1000
             )
-        self._turns = Turns()
+        self._turns = Turns(self._clock)
         await self._board.start()
         await self._emulation.start()
         options: dict[str, Any] = {"reuse_port": True} if settings.reuse_port else {}
