@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # Every test, with the options of pytest that are given: first, alone, what takes time or has the machine to itself; then the
-# rest, two at a time. Ends with the worst exit code of the two; with pytest's 5 if neither found a test.
+# rest, two at a time, of which some files share servers that take long to start. Ends with the worst exit code of the parts;
+# with pytest's 5 if none found a test.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-alone=(tests/chaos tests/cluster tests/simulation tests/contract)
+alone=(tests/chaos tests/cluster)
+by_file=(tests/simulation tests/contract)
 worst=0 found=0
 
 part() {
@@ -18,6 +20,7 @@ part() {
 }
 
 part "${alone[@]}" "$@"
-part -n 2 tests "${alone[@]/#/--ignore=}" "$@"
+part -n 2 --dist loadfile "${by_file[@]}" "$@"
+part -n 2 tests "${alone[@]/#/--ignore=}" "${by_file[@]/#/--ignore=}" "$@"
 [ $found = 1 ] || worst=5
 exit $worst

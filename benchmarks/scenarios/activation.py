@@ -21,7 +21,7 @@ from actors.kinds import kinds
 from benchmarks.figures import latency
 from benchmarks.load.streams import Population, fill
 from benchmarks.scenarios.runtime import Ears
-from deploy import collector
+from deploy import interpreter
 from deploy.connections import SystemClock, new_id
 from domain.channels import command_subject
 from domain.commands import Accepted, Actor, Answer, Command
@@ -69,7 +69,7 @@ async def touch(
     )  # fmt: skip
     await host.start()
     await host.assign(range(PARTITIONS))
-    collector.calm()
+    interpreter.calm()
     process = psutil.Process()
     rss_before = process.memory_info().rss
     latencies: list[float] = []

@@ -22,7 +22,7 @@ import uvloop
 from actors.host import Host, HostSettings
 from actors.kinds import kinds
 from benchmarks.figures import percentile
-from deploy import collector
+from deploy import interpreter
 from deploy.connections import SystemClock, new_id
 from domain.channels import command_subject
 from domain.commands import Accepted, Actor, Answer, Command
@@ -103,7 +103,7 @@ async def measure(url: str, conversations: int, outstanding: int, seconds: float
     await host.assign(range(PARTITIONS))
     load = Load(ears, conversations)
     await load.open()
-    collector.calm()
+    interpreter.calm()
     latencies = await load.run(host, clock, outstanding, 1.0)
     began_s, cpu_s, flushes.commands, flushes.flushes = time.monotonic(), _cpu_s(), 0.0, 0
     latencies = await load.run(host, clock, outstanding, seconds)

@@ -229,10 +229,11 @@ async def test_two_thousand_of_each_form_at_haproxy(tally: Tally) -> None:
             took_s: list[float] = []
             held, began_s = 0, time.monotonic()
             while time.monotonic() - began_s < 6:
-                at_s = time.perf_counter()
-                async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{front.port}", trust_env=False) as http:
-                    assert (await http.get("/health/live")).status_code == 200
-                took_s.append(time.perf_counter() - at_s)
+                # A connection of its own each time; without the certificates, which take longer to load than all the rest.
+                async with httpx.AsyncClient(trust_env=False, verify=False) as http:
+                    at_s = time.perf_counter()
+                    assert (await http.get(f"http://127.0.0.1:{front.port}/health/live")).status_code == 200
+                    took_s.append(time.perf_counter() - at_s)
                 held = max(held, proxy.memory_info().rss - before)
                 await asyncio.sleep(0.05)
             tally.tried("SEC-15", form, "HAProxy", ATTACKERS)

@@ -27,8 +27,8 @@ START_LIMIT_S = 60.0
 STOP_LIMIT_S = 20.0
 
 # Below the ephemeral range: a client that knocks at a stopped server's port must not be able to meet itself there, and
-# nobody's outgoing connection may sit on it when the server comes back.
-_PORTS = range(20_000, 32_000)
+# nobody's outgoing connection may sit on it when the server comes back. Processes of one run choose among different ones.
+_PORTS = range(20_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8, 32_000, 8)
 
 # PDEATHSIG fires when the *thread* that forked ends, so one thread that lives as long as the process starts them all.
 _starter = concurrent.futures.ThreadPoolExecutor(1, "server-starter")

@@ -163,7 +163,7 @@ def test_pings_go_out_and_a_missing_pong_ends_the_session() -> None:
 def test_those_who_come_together_are_not_pinged_together() -> None:
     firsts_s = [opened(ping_interval_s=25, client_id=str(uuid.uuid4())).deadline_s for _ in range(1_000)]
     assert min(firsts_s) >= 12.5
-    assert max(firsts_s) <= 22.5
+    assert max(firsts_s) <= 20
     in_a_second = Counter(int(first_s) for first_s in firsts_s)
     assert max(in_a_second.values()) < 200
 
