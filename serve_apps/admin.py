@@ -12,7 +12,8 @@ from domain.times import parse_rfc3339, rfc3339
 from serve_apps import admin_page
 from serve_apps.endpoint import Body, Call, Endpoint, Rule, endpoint
 from serve_apps.inspection import Inspected, StreamInspection, inspection
-from serve_apps.schemas import AuditedAct, AuditQuery, Items, clamped
+from serve_apps.schemas.audit import AuditedAct, AuditQuery
+from serve_apps.schemas.common import Items, clamped
 
 _ACTS_MOST: Final = 200
 _inspected: Final = msgspec.json.Decoder(Inspected)

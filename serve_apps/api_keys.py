@@ -7,7 +7,7 @@ from domain.devices import API_KEY_PREFIX, RULES, ApiKey, require_fresh
 from domain.errors import Code, Refusal
 from domain.times import rfc3339
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
-from serve_apps.schemas import ApiKeyMade, ApiKeyPut, ApiKeys, ApiKeyView
+from serve_apps.schemas.auth import ApiKeyMade, ApiKeyPut, ApiKeys, ApiKeyView
 
 
 @endpoint("POST", "/v1/me/api-keys", tag="people", rule=Rule.OWNER, status=201, conflicts=True)

@@ -7,7 +7,7 @@ import msgspec
 
 from domain import access, chat, order_events, wire
 from serve_apps.openapi import VERSION, WHO_MAY, portable
-from serve_apps.schemas import Timestamp, Uuid
+from serve_apps.schemas.common import Timestamp, Uuid
 
 _REF: Final = "#/components/schemas/{name}"
 

@@ -25,9 +25,8 @@ from serve_apps.audited import act_of, failed, phone_object, write_after
 from serve_apps.endpoint import Body, Call, Endpoint, Rate, Rule, endpoint
 from serve_apps.i18n import otp_text
 from serve_apps.me import me_view
-from serve_apps.schemas import (
+from serve_apps.schemas.auth import (
     DeviceInfo,
-    Jwks,
     LoggedIn,
     LogoutRequest,
     OtpRequest,
@@ -41,6 +40,7 @@ from serve_apps.schemas import (
     TokenPair,
     VerifyRequest,
 )
+from serve_apps.schemas.health import Jwks
 
 _log = structlog.get_logger(__name__)
 

@@ -12,7 +12,8 @@ from domain.ids import derived_uuid7
 from domain.ports import Block
 from domain.times import rfc3339
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
-from serve_apps.schemas import BlockView, Items, Listing, clamped
+from serve_apps.schemas.common import Items, Listing, clamped
+from serve_apps.schemas.conversations import BlockView
 
 _LIST_MOST: Final = 100
 _AT_ONCE: Final = 8

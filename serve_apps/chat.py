@@ -11,14 +11,11 @@ from domain.ports import ConversationRow, MessageRow
 from domain.times import rfc3339
 from serve_apps.endpoint import Body, Call, Endpoint, Rule, endpoint
 from serve_apps.mutes import mutes_of
-from serve_apps.schemas import (
+from serve_apps.schemas.common import After, Items, Listing, Stream, clamped
+from serve_apps.schemas.conversations import (
     AddMember,
-    After,
     ConversationDetails,
     ConversationItem,
-    Event,
-    Items,
-    Listing,
     MessageHistory,
     MessageQuery,
     MessageVersionView,
@@ -27,9 +24,8 @@ from serve_apps.schemas import (
     OpenedConversation,
     SendMessage,
     Sent,
-    Stream,
-    clamped,
 )
+from serve_apps.schemas.orders import Event
 from serve_apps.streams import attach, event_page, page_of, with_replayed
 
 _LIST_MOST = 100

@@ -6,7 +6,8 @@ import msgspec
 
 from domain.times import rfc3339
 from serve_apps.endpoint import Call, Endpoint, Rate, Rule, endpoint
-from serve_apps.schemas import OutboxItem, OutboxItems, OutboxQuery, clamped
+from serve_apps.schemas.common import clamped
+from serve_apps.schemas.health import OutboxItem, OutboxItems, OutboxQuery
 
 _MOST = 1000
 

@@ -13,7 +13,7 @@ from serve_apps.audited import act_of, failed
 from serve_apps.auth import open_session, revoke_sessions
 from serve_apps.endpoint import Call, Endpoint, Rate, Rule, endpoint
 from serve_apps.me import me_view
-from serve_apps.schemas import (
+from serve_apps.schemas.auth import (
     Challenge,
     ChallengeRequest,
     DeviceKeyPut,

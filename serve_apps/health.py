@@ -4,7 +4,7 @@ import asyncio
 
 from domain.errors import Code, FieldError, Refusal
 from serve_apps.endpoint import Call, Endpoint, Rate, Rule, endpoint
-from serve_apps.schemas import Alive, Ready
+from serve_apps.schemas.health import Alive, Ready
 from serve_apps.services import Check
 
 

@@ -8,7 +8,7 @@ from domain.channels import Kind, stream_name, stream_partition
 from domain.commands import Reminder
 from domain.ports import StreamRecord, Taken
 from domain.times import rfc3339
-from serve_apps.schemas import Timestamp, Uuid
+from serve_apps.schemas.common import Timestamp, Uuid
 
 # --- what a host answers -----------------------------------------------------------------------------------------
 

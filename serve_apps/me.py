@@ -7,7 +7,8 @@ from domain.ports import User
 from domain.times import rfc3339
 from domain.verification import is_verified
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
-from serve_apps.schemas import Me, MePatch, Money, Point, Rating, WorkerPut, WorkerView
+from serve_apps.schemas.common import Money, Point
+from serve_apps.schemas.people import Me, MePatch, Rating, WorkerPut, WorkerView
 
 
 def masked(phone: str) -> str:

@@ -7,7 +7,7 @@ from domain.errors import invalid
 from domain.ports import ConversationRow
 from domain.times import parse_rfc3339, rfc3339
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
-from serve_apps.schemas import MuteRequest, MuteView
+from serve_apps.schemas.conversations import MuteRequest, MuteView
 from serve_apps.streams import attach
 
 FOR_EVER: Final = 0

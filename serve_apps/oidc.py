@@ -13,14 +13,7 @@ from domain.identities import IdentityProvider, PendingLink, SignIn, Vouched
 from domain.times import rfc3339
 from serve_apps.auth import log_in
 from serve_apps.endpoint import Call, Endpoint, Rate, Rule, endpoint
-from serve_apps.schemas import (
-    Identities,
-    IdentityView,
-    SignedIn,
-    SignInFinish,
-    SignInStart,
-    SignInStarted,
-)
+from serve_apps.schemas.auth import Identities, IdentityView, SignedIn, SignInFinish, SignInStart, SignInStarted
 
 
 def _random(call: Call) -> str:

@@ -17,20 +17,17 @@ from domain.times import rfc3339
 from serve_apps.audited import OpsAct
 from serve_apps.chat import new_stream_id
 from serve_apps.endpoint import Body, Call, Endpoint, Rule, endpoint
-from serve_apps.schemas import (
-    After,
+from serve_apps.schemas.common import After, Items, Stream, clamped
+from serve_apps.schemas.orders import (
     Commanded,
     CreatedOrder,
     CreateOrder,
     Event,
-    Items,
     OrderCommand,
     OrderQuery,
     OrderView,
-    Stream,
     TrackPoint,
     TrackQuery,
-    clamped,
 )
 from serve_apps.streams import accepted_events, attach, event_page, page_of, with_replayed
 

@@ -14,7 +14,7 @@ from domain.errors import Code, Refusal, invalid
 from domain.ids import derived_uuid7, uuid7_ms
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
 from serve_apps.integrations.sandbox import Charge, SandboxRail
-from serve_apps.schemas import Paid, PaymentEvent, PayRequest, Received
+from serve_apps.schemas.orders import Paid, PaymentEvent, PayRequest, Received
 
 SIGNATURE_HEADER = "X-Signature"
 _SIGNATURE = re.compile(rb"t=([0-9]{1,12}),v1=([0-9a-f]{64})")

@@ -23,8 +23,9 @@ from serve_apps.device_keys import device_key_view
 from serve_apps.endpoint import Body, Call, Endpoint, Rule, endpoint
 from serve_apps.me import me_view
 from serve_apps.orders import projected, track_point
-from serve_apps.schemas import (
-    Erasing,
+from serve_apps.schemas.auth import IdentityView
+from serve_apps.schemas.common import Point
+from serve_apps.schemas.export import (
     Export,
     ExportedAccount,
     ExportedConversation,
@@ -34,9 +35,8 @@ from serve_apps.schemas import (
     ExportedTrack,
     ExportedUpload,
     ExportRequest,
-    IdentityView,
-    Point,
 )
+from serve_apps.schemas.people import Erasing
 from serve_apps.verification import document_view
 
 _MESSAGES: Final = 100

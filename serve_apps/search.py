@@ -3,7 +3,8 @@
 from domain.search import wanted
 from serve_apps.chat import message_view
 from serve_apps.endpoint import Body, Call, Endpoint, Rule, endpoint
-from serve_apps.schemas import Items, MessageView, SearchQuery, clamped
+from serve_apps.schemas.common import Items, clamped
+from serve_apps.schemas.conversations import MessageView, SearchQuery
 from serve_apps.streams import attach, page_of
 
 _MOST = 100

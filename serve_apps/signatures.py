@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_public_key
 
 from domain.errors import Refusal, invalid
-from serve_apps.schemas import EcJwk
+from serve_apps.schemas.auth import EcJwk
 
 _SCALAR_BYTES: Final = 32
 _RAW_BYTES: Final = 2 * _SCALAR_BYTES

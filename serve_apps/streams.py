@@ -7,7 +7,7 @@ import msgspec
 from domain.channels import Kind, stream_name
 from domain.commands import Accepted, Attached
 from serve_apps.endpoint import Call
-from serve_apps.schemas import After, clamped
+from serve_apps.schemas.common import After, clamped
 
 MOST_EVENTS = 1000
 """Events in one page, however many are asked for."""

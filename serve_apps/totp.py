@@ -10,7 +10,7 @@ from domain.errors import Code, Refusal
 from domain.times import rfc3339
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
 from serve_apps.me import masked
-from serve_apps.schemas import TotpEnrolled, TotpVerified, TotpVerify
+from serve_apps.schemas.auth import TotpEnrolled, TotpVerified, TotpVerify
 
 _STEP_S = 30
 _AROUND = (0, -1, 1)

@@ -16,7 +16,7 @@ from domain.uploads import PDF, TYPES, Upload
 from serve_apps.audited import OpsAct
 from serve_apps.endpoint import Body, Call, Endpoint, Rate, Rule, endpoint
 from serve_apps.images import BODY, cleaned, sniffed
-from serve_apps.schemas import UploadQuery, UploadView
+from serve_apps.schemas.uploads import UploadQuery, UploadView
 from serve_apps.services import Services
 
 _log = structlog.get_logger(__name__)

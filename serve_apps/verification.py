@@ -12,14 +12,13 @@ from domain.times import parse_rfc3339, rfc3339
 from domain.verification import Review, WorkerDocument
 from serve_apps.audited import act_of
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
-from serve_apps.schemas import (
-    Items,
+from serve_apps.schemas.common import Items, clamped
+from serve_apps.schemas.uploads import (
     ReviewDocument,
     WorkerDocumentForOps,
     WorkerDocumentPost,
     WorkerDocumentsQuery,
     WorkerDocumentView,
-    clamped,
 )
 
 _LISTED: Final = 100

@@ -5,7 +5,7 @@ from msgspec import UNSET
 from domain.errors import Code, Refusal
 from serve_apps.endpoint import Call, Endpoint, Rule, endpoint
 from serve_apps.me import money_of, rating_of, verified
-from serve_apps.schemas import WorkerPublic
+from serve_apps.schemas.people import WorkerPublic
 
 
 @endpoint("GET", "/v1/workers/{worker_id}", tag="people", rule=Rule.USER, api_keys=True)

@@ -10,7 +10,8 @@ import pytest
 from domain.errors import Code, Refusal, invalid
 from domain.redaction import redacted
 from domain.sentences import CHINESE, in_language
-from serve_apps.schemas import CreateOrder, OrderCommand, VerifyRequest
+from serve_apps.schemas.auth import VerifyRequest
+from serve_apps.schemas.orders import CreateOrder, OrderCommand
 from tests.support.rest_app import World
 from tests.support.sentences import sentences
 
