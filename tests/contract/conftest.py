@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 
 import pytest
+from moto.server import ThreadedMotoServer
 
 from domain.ports import FactSource, PartitionLog, ReadModels, StreamReader
 from storage.engine import Database
@@ -123,3 +124,21 @@ def partition(request: pytest.FixtureRequest) -> int:
     _used.update(dict.fromkeys(places, turn))
     assert turn < 255, "every partition has been used"
     return turn * 4
+
+
+@pytest.fixture(scope="module")
+def moto() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """AWS as moto serves it: the address of all its services."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    return moto

@@ -19,9 +19,9 @@ from gateway.client_settings import ClientSettings, Pace
 from gateway.client_store import Batch, MemoryOutbox, OutboxBroken, OutboxFile, SqliteOutbox
 from gateway.client_wire import BEGINNING, Position
 from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from storage.memory_presence import MemoryPresence
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import FakePlatform, SystemClock
+from tests.support.gateways import gateway_over
 
 ALICE = "0190a0a0-0000-7000-8000-00000000000a"
 BOB = "0190a0a0-0000-7000-8000-00000000000b"
@@ -54,20 +54,8 @@ class House:
         self.port = 0
 
     async def open_gateway(self, **settings: Any) -> GatewayServer:
-        p = self.platform
-        options = {"host": "127.0.0.1", "port": self.port, "tick_s": 0.02} | settings
-        server = GatewayServer(
-            GatewaySettings(**options),
-            p,
-            p.broker,
-            p,
-            p,
-            p,
-            SystemClock(),
-            new_id,
-            CountingMetrics(),  # type: ignore[arg-type]
-            self.presence,
-        )
+        options = {"port": self.port} | settings
+        server = gateway_over(self.platform, presence_store=self.presence, **options)
         self.port = await server.start()
         self.servers.append(server)
         return server

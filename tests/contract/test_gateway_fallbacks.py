@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from storage.memory_broker import MemoryBroker, MemoryBus
 from tests.contract import test_gateway_js_sdk as over_websockets
 from tests.contract.test_gateway_js_sdk import ALICE, BOB, CHAT, CLIENTS, Puppet, node
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import FakePlatform
+from tests.support.gateways import gateway_over
 
 __all__ = ["node"]
 
@@ -79,20 +79,8 @@ class House:
         self.puppets: list[StreamPuppet] = []
 
     async def gateway(self, **settings: Any) -> tuple[GatewayServer, int]:
-        p = self.platform
-        options = {"host": "127.0.0.1", "port": 0, "tick_s": 0.02, "name": f"gateway-{uuid.uuid4()}"} | settings
-        broker = MemoryBroker(self.bus)
-        server = GatewayServer(
-            GatewaySettings(**options),
-            p,  # type: ignore[arg-type]
-            broker,
-            p,
-            p,  # type: ignore[arg-type]
-            p,
-            SystemClock(),
-            lambda: str(uuid.uuid4()),
-            CountingMetrics(),
-        )
+        options = {"name": f"gateway-{uuid.uuid4()}"} | settings
+        server = gateway_over(self.platform, broker=MemoryBroker(self.bus), **options)
         self.servers.append(server)
         return server, await server.start()
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import FakePlatform
+from tests.support.gateways import gateway_over
 
 CLIENTS = Path(__file__).parents[1] / "gateway_clients"
 ALICE = "0190a0a0-0000-7000-8000-00000000000a"
@@ -117,11 +117,7 @@ async def open_house(node: str, request: pytest.FixtureRequest) -> AsyncIterator
     async def build(**settings: Any) -> tuple[Puppet, FakePlatform, GatewayServer]:
         p = FakePlatform()
         p.create(CHAT, ALICE, BOB)
-        options = {"host": "127.0.0.1", "port": 0, "tick_s": 0.02} | settings
-        metrics = CountingMetrics()
-        server = GatewayServer(
-            GatewaySettings(**options), p, p.broker, p, p, p, SystemClock(), lambda: str(uuid.uuid4()), metrics
-        )  # type: ignore[arg-type]
+        server = gateway_over(p, **settings)
         port = await server.start()
         process = await asyncio.create_subprocess_exec(
             node,

@@ -10,14 +10,13 @@ import pytest
 from centrifuge import Client, ReplyError
 
 from gateway.presence import PresenceSettings
-from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from storage.broker import NatsBroker
 from storage.cache import RedisServer
 from storage.presence import RedisPresence
 from tests.contract.test_gateway_js_sdk import CLIENTS, Puppet, node
 from tests.contract.test_gateway_python_sdk import ALICE, BOB, CHAT, JOB, Recorder, until
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import FakePlatform
+from tests.support.gateways import gateway_over
 from tests.support.servers import Nats, Valkey
 
 __all__ = ["node"]
@@ -41,14 +40,12 @@ class Gateway:
     """A gateway with connections of its own, as if it were a process."""
 
     def __init__(self, platform: FakePlatform, nats: Nats, valkey: Valkey, namespace: str, name: str) -> None:
-        p = self.platform = platform
+        self.platform = platform
         self.broker = NatsBroker(nats.url, namespace, name)
         self.redis = RedisServer(valkey.url, namespace)
-        settings = GatewaySettings(host="127.0.0.1", port=0, tick_s=0.02, name=name, presence=SOON)
-        self.server = GatewayServer(
-            settings, p, self.broker, p, p, p, SystemClock(), lambda: str(uuid.uuid4()), CountingMetrics(),  # type: ignore[arg-type]
-            RedisPresence(self.redis),
-        )  # fmt: skip
+        self.server = gateway_over(
+            platform, broker=self.broker, presence_store=RedisPresence(self.redis), name=name, presence=SOON
+        )
         self.url = ""
         self.stopped = False
 

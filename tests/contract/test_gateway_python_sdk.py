@@ -17,10 +17,9 @@ from centrifuge import (
 )
 
 from domain.errors import Code, Refusal
-from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from storage.broker import NatsBroker
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import CountingMetrics, FakePlatform
+from tests.support.gateways import gateway_over
 from tests.support.servers import Nats
 
 ALICE = "0190a0a0-0000-7000-8000-00000000000a"
@@ -67,21 +66,16 @@ class Recorder(ClientEventHandler, SubscriptionEventHandler):
 class House:
     """A platform with a gateway in front, and what a test opened on it."""
 
-    def __init__(self, platform: FakePlatform, settings: GatewaySettings) -> None:
+    def __init__(self, platform: FakePlatform, **settings: Any) -> None:
         self.platform = platform
         self.metrics = CountingMetrics()
-        self.server = self._server(settings)
-        self.settings = settings
+        self.server = gateway_over(platform, self.metrics, **settings)
         self.clients: list[Client] = []
         self.port = 0
 
-    def _server(self, settings: GatewaySettings) -> GatewayServer:
-        p = self.platform
-        return GatewayServer(settings, p, p.broker, p, p, p, SystemClock(), new_id, self.metrics)  # type: ignore[arg-type]
-
     async def restart(self) -> None:
         await self.server.stop()
-        self.server = self._server(GatewaySettings(host="127.0.0.1", port=self.port, tick_s=0.02))
+        self.server = gateway_over(self.platform, self.metrics, port=self.port)
         await self.server.start()
 
     def client(self, user: str = ALICE, *, token: str | None = None, **options: Any) -> tuple[Client, Recorder]:
@@ -122,8 +116,7 @@ async def open_house() -> AsyncIterator[Open]:
         platform = FakePlatform(broker)
         platform.create(CHAT, ALICE, BOB)
         platform.create(JOB, ALICE)
-        options = {"host": "127.0.0.1", "port": 0, "tick_s": 0.02} | settings
-        house = House(platform, GatewaySettings(**options))
+        house = House(platform, **settings)
         house.port = await house.server.start()
         houses.append(house)
         return house

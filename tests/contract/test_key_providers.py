@@ -8,30 +8,12 @@ from pathlib import Path
 import boto3
 import msgspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from deploy.connections import keys_folder
 from deploy.keys import MASTER, key_providers
 from deploy.settings import Settings, from_environment
 from domain.keys import DATA_KEY_BYTES, KeyProvider, KeysUnavailable
 from tests.support.vault import TOKEN, Vault
-
-
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def aws(moto: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return moto
 
 
 @pytest.fixture

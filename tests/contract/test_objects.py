@@ -4,12 +4,11 @@ import asyncio
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from deploy.contents import objects
 from deploy.settings import from_environment
@@ -20,24 +19,12 @@ from tests.support.memory_uploads import MemoryObjects
 ONE, TWO = "0" * 31 + "1", "0" * 31 + "2"
 
 
-@pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
-def s3(moto: str, monkeypatch: pytest.MonkeyPatch) -> S3Settings:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    client = boto3.client("s3", region_name="us-east-1", endpoint_url=moto)
+def s3(aws: str) -> S3Settings:
+    client = boto3.client("s3", region_name="us-east-1", endpoint_url=aws)
     client.create_bucket(Bucket="uploads")
     client.close()
-    return S3Settings("s3://uploads/some/prefix", "us-east-1", moto)
+    return S3Settings("s3://uploads/some/prefix", "us-east-1", aws)
 
 
 @pytest.fixture(params=["file", "s3", "memory"])

@@ -18,11 +18,12 @@ import msgspec
 import pytest
 import structlog
 
-from deploy.telemetry import configure_logging, masked
+from deploy.telemetry import masked
 from domain.errors import Code, Refusal, from_validation
 from domain.redaction import EXAMPLE_PHONE, redacted
 from serve_apps.i18n import LOCALES, otp_text
 from serve_apps.rest import ROUTES
+from tests.support.logs import logging_to
 from tests.support.rest_app import World
 
 
@@ -176,16 +177,8 @@ ROADS: dict[Callable[[str], None], int] = {by_stdlib: 6, by_structlog: 6, by_exc
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Path]:
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    configure_logging("test", tmp_path, "debug")
-    yield tmp_path / "test.log"
-    for handler in [handler for handler in root.handlers if handler not in before]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
+    with logging_to(tmp_path) as path:
+        yield path
 
 
 def leave_only_ours() -> None:

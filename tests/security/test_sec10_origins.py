@@ -1,16 +1,14 @@
 """SEC-10: a page of another site cannot open a socket with its visitor's browser, whatever its origin looks like."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from tests.security.tally import Tally
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import CountingMetrics, FakePlatform
+from tests.support.gateways import gateway_over
 
 ALLOWED = ("https://app.example.com", "https://admin.example.com:8443")
 SOCKET, SSE, STREAM, EMULATION = "/connection/websocket", "/connection/sse", "/connection/http_stream", "/emulation"
@@ -33,19 +31,8 @@ FOREIGN = [
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway() -> AsyncIterator[tuple[int, CountingMetrics]]:
-    platform, metrics = FakePlatform(), CountingMetrics()
-    settings = GatewaySettings(host="127.0.0.1", port=0, origins=ALLOWED)
-    server = GatewayServer(
-        settings,
-        platform,
-        platform.broker,
-        platform,
-        platform,
-        platform,
-        SystemClock(),
-        lambda: str(uuid.uuid4()),
-        metrics,
-    )  # type: ignore[arg-type]
+    metrics = CountingMetrics()
+    server = gateway_over(FakePlatform(), metrics, origins=ALLOWED)
     yield await server.start(), metrics
     await server.stop()
 

@@ -12,11 +12,10 @@ from typing import Any, Final
 import psutil
 import pytest
 
-from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from tests.security.tally import Tally
 from tests.security.wires import BINARY, CONT, PING, RawSocket, frame
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import FakePlatform
+from tests.support.gateways import gateway_over
 
 LIMIT: Final = 65_536
 RSV1: Final = 0b100
@@ -36,19 +35,7 @@ MOST_RSS_BYTES: Final = 32 * 1_048_576
 
 @asynccontextmanager
 async def gateway(compression: bool) -> AsyncIterator[int]:
-    platform: Any = FakePlatform()
-    settings = GatewaySettings(host="127.0.0.1", port=0, compression=compression, tick_s=0.02, close_timeout_s=0.5)
-    server = GatewayServer(
-        settings,
-        platform,
-        platform.broker,
-        platform,
-        platform,
-        platform,
-        SystemClock(),
-        lambda: str(uuid.uuid4()),
-        CountingMetrics(),
-    )
+    server = gateway_over(FakePlatform(), compression=compression)
     port = await server.start()
     try:
         yield port

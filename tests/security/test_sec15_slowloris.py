@@ -18,8 +18,6 @@ import psutil
 import pytest
 import uvicorn
 
-from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from storage.accounts import SqlAccounts
 from storage.engine import Database
 from tests.security.leaks import SystemClock, new_id
@@ -27,9 +25,9 @@ from tests.security.tally import Tally
 from tests.security.wires import RawSocket
 from tests.support.crowd import log_in
 from tests.support.databases import migrated
-from tests.support.fake_platform import CountingMetrics, FakePlatform
-from tests.support.fake_platform import SystemClock as GatewayClock
+from tests.support.fake_platform import FakePlatform
 from tests.support.front import front_of
+from tests.support.gateways import gateway_over
 from tests.support.hostile import FULL
 from tests.support.keys import ring_of
 from tests.support.parts import Parts
@@ -91,10 +89,8 @@ def p99(took_s: list[float]) -> float:
 
 @asynccontextmanager
 async def hasty_gateway() -> AsyncIterator[int]:
-    platform: Any = FakePlatform()
-    settings = GatewaySettings(
-        host="127.0.0.1",
-        port=0,
+    server = gateway_over(
+        FakePlatform(),
         tick_s=0.05,
         open_timeout_s=0.7,
         connect_timeout_s=0.7,
@@ -102,17 +98,6 @@ async def hasty_gateway() -> AsyncIterator[int]:
         pong_timeout_s=0.7,
         close_timeout_s=0.3,
         max_user_connections=0,
-    )
-    server = GatewayServer(
-        settings,
-        platform,
-        platform.broker,
-        platform,
-        platform,
-        platform,
-        GatewayClock(),
-        lambda: str(uuid.uuid4()),
-        CountingMetrics(),
     )
     port = await server.start()
     try:

@@ -8,7 +8,6 @@ import contextlib
 import socket
 import ssl
 import time
-import uuid
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -27,11 +26,11 @@ from deploy.settings import Settings, from_environment
 from gateway.certificates import Certificate, server_context
 from gateway.door import turn_away
 from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from tests.security.tally import Tally
 from tests.support.certificates import Authority, Files
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import FakePlatform
 from tests.support.front import Upstream, front_of
+from tests.support.gateways import gateway_over
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -43,18 +42,13 @@ PATIENCE_S = 1.0
 
 
 def gateway_of(files: Files, **settings: Any) -> GatewayServer:
-    platform = FakePlatform()
     wanted: dict[str, Any] = {
-        "host": "127.0.0.1",
-        "port": 0,
         "certificate": str(files.certificate),
         "certificate_key": str(files.key),
         "certificate_look_s": 0.05,
         "open_timeout_s": PATIENCE_S,
     }
-    new_id = lambda: str(uuid.uuid4())  # noqa: E731
-    ports = (platform, platform.broker, platform, platform, platform, SystemClock(), new_id, CountingMetrics())
-    return GatewayServer(GatewaySettings(**wanted | settings), *ports)  # type: ignore[arg-type]
+    return gateway_over(FakePlatform(), **wanted | settings)
 
 
 @asynccontextmanager

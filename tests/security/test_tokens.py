@@ -3,7 +3,6 @@
 import asyncio
 import json
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,13 +17,12 @@ from websockets.exceptions import ConnectionClosed
 
 from domain.ports import Device, DeviceSession, User
 from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from serve_apps.endpoint import GUARDED, Endpoint
 from serve_apps.rest import ROUTES
 from storage.tickets import ConnectVerifier
 from storage.tokens import LOOK_S, JwtIssuer, JwtVerifier, SigningKeys
 from tests.security.tally import Tally
-from tests.support.fake_platform import CountingMetrics, FakePlatform
+from tests.support.fake_platform import FakePlatform
 from tests.support.forged_tokens import (
     CLAIMS,
     KEY_NAMES,
@@ -40,6 +38,7 @@ from tests.support.forged_tokens import (
     Craft,
     class_of,
 )
+from tests.support.gateways import gateway_over
 from tests.support.hostile import FULL, everywhere
 from tests.support.rest_app import ManualClock, World
 
@@ -91,12 +90,7 @@ class House:
 
     async def gateway(self) -> int:
         if self._server is None:
-            p: Any = FakePlatform()
-            settings = GatewaySettings(host="127.0.0.1", port=0, tick_s=0.02, close_timeout_s=0.5)
-            verifier: Any = self.gateway_verifier
-            self._server = GatewayServer(
-                settings, p, p.broker, p, p, verifier, self.clock, lambda: str(uuid.uuid4()), CountingMetrics()
-            )
+            self._server = gateway_over(FakePlatform(), verifier=self.gateway_verifier, clock=self.clock)
             self._port = await self._server.start()
         return self._port
 

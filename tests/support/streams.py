@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
 from storage.memory_broker import MemoryBroker, MemoryBus
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import CountingMetrics, FakePlatform
+from tests.support.gateways import gateway_over
 
 ALICE = "0190a0a0-0000-7000-8000-00000000000a"
 BOB = "0190a0a0-0000-7000-8000-00000000000b"
@@ -63,20 +63,8 @@ class House:
         self._clients: list[Client] = []
 
     async def gateway(self, **settings: Any) -> int:
-        p = self.platform
-        options = {"host": "127.0.0.1", "port": 0, "tick_s": 0.02, "close_timeout_s": 0.5, "origins": (PAGE,)}
-        options |= {"name": f"gateway-{len(self.servers)}"} | settings
-        server = GatewayServer(
-            GatewaySettings(**options),  # type: ignore[arg-type]
-            p,  # type: ignore[arg-type]
-            MemoryBroker(self.bus),
-            p,
-            p,  # type: ignore[arg-type]
-            p,
-            SystemClock(),
-            lambda: str(uuid.uuid4()),
-            self.metrics,
-        )
+        options = {"origins": (PAGE,), "name": f"gateway-{len(self.servers)}"} | settings
+        server = gateway_over(self.platform, self.metrics, broker=MemoryBroker(self.bus), **options)
         self.servers.append(server)
         self.ports.append(await server.start())
         return self.ports[-1]

@@ -9,20 +9,13 @@ import pytest
 import structlog
 
 from deploy.telemetry import configure_logging, masked
+from tests.support.logs import logging_to
 
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Path]:
-    root = logging.getLogger()
-    before, level = list(root.handlers), root.level
-    configure_logging("test", tmp_path, "debug")
-    yield tmp_path / "test.log"
-    for handler in [handler for handler in root.handlers if handler not in before]:
-        root.removeHandler(handler)
-        handler.close()
-    root.setLevel(level)
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
+    with logging_to(tmp_path) as path:
+        yield path
 
 
 def lines(log: Path) -> list[dict[str, object]]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -12,8 +11,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from gateway.server import GatewayServer
-from gateway.settings import GatewaySettings
-from tests.support.fake_platform import CountingMetrics, FakePlatform, SystemClock
+from tests.support.fake_platform import CountingMetrics, FakePlatform
+from tests.support.gateways import gateway_over
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -59,10 +58,7 @@ async def opened(**settings: Any) -> House:
     p = FakePlatform()
     p.create(CHAT, ALICE)
     metrics = CountingMetrics()
-    options = {"host": "127.0.0.1", "port": 0, "tick_s": 0.02, "close_timeout_s": 0.5} | settings
-    server = GatewayServer(
-        GatewaySettings(**options), p, p.broker, p, p, p, SystemClock(), lambda: str(uuid.uuid4()), metrics
-    )  # type: ignore[arg-type]
+    server = gateway_over(p, metrics, **settings)
     return House(p, server, metrics, await server.start())
 
 
