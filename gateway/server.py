@@ -46,9 +46,13 @@ _MAX_FRAGMENTS = 1_024
 _TURN_BYTES = 2_048
 """More than a client's `connect`, or its upgrade, or a message of any common length; some thirty of the shortest commands,
 a quarter of a millisecond."""
-_MUCH_ELSE_S = 0.000_3
-_PASSES = 4
-"""How often a turn is put off by a turn of the event loop that had more than that to do beside."""
+_SHARE = 1 / 3
+"""Turns may take this much of the time that everything else took, and all that nothing else wants."""
+_LITTLE_S = 0.000_3
+"""What else there is to do in a turn of the event loop, if it is not worth counting."""
+_MOST_S = 0.002
+"""Of turns in one turn of the event loop."""
+_JUST_ONE_S = 0.000_001
 _UNHEARD = (codes.SLOW.code, codes.NO_PONG.code)
 """Who is closed for these takes nothing, most likely not the close frame either."""
 _HASTE_S = 1.0
@@ -84,19 +88,19 @@ class _Frames:
 class Turns:
     """Sockets of which more has come than is looked at in one go: first come, first served.
 
-    One of them has its turn in each turn of the event loop, or in every few of them while there is much else to do. One client
-    at most is let in meanwhile (libuv accepts one at a time). So nobody who sends little, or comes just now, waits for those who
-    send much, however many these are.
+    Together they get a share of the time, in pieces: in a turn of the event loop no more than what its other work entitles them
+    to, or one if that was little. One client at most is let in meanwhile (libuv accepts one at a time), so turns of the loop must
+    stay short. So nobody who sends little, or comes just now, waits for those who send much, however many these are.
     """
 
-    __slots__ = ("_clock", "_due", "_loop", "_passed", "_until_s", "_waiting")
+    __slots__ = ("_clock", "_credit_s", "_due", "_loop", "_until_s", "_waiting")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[WebSocketTransport] = deque()
         self._due = False
-        self._passed = 0
+        self._credit_s = 0.0
         self._until_s = 0.0
 
     def join(self, socket: "WebSocketTransport") -> None:
@@ -107,14 +111,17 @@ class Turns:
             self._loop.call_soon(self._serve)
 
     def _serve(self) -> None:
+        now_s = self._clock.monotonic_s()
+        else_s = now_s - self._until_s
+        # Where nothing else wants the time, one turn each time, whatever it costs.
+        self._credit_s = min(self._credit_s + else_s * _SHARE, _MOST_S) if else_s > _LITTLE_S else _JUST_ONE_S
         try:
-            if self._passed < _PASSES and self._clock.monotonic_s() - self._until_s > _MUCH_ELSE_S:
-                self._passed += 1
-            else:
-                self._passed = 0
+            while self._waiting and self._credit_s > 0:
                 self._waiting.popleft().take_turn()
+                before_s, now_s = now_s, self._clock.monotonic_s()
+                self._credit_s -= now_s - before_s
         finally:
-            self._until_s = self._clock.monotonic_s()
+            self._until_s = now_s
             self._due = bool(self._waiting)
             if self._due:
                 self._loop.call_soon(self._serve)
