@@ -23,8 +23,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from deploy.certificates import RestCertificate
 from deploy.settings import Settings, from_environment
-from gateway.certificates import Certificate, server_context
-from gateway.door import turn_away
+from gateway.certificates import Certificate
 from gateway.server import GatewayServer
 from tests.security.tally import Tally
 from tests.support.certificates import Authority, Files
@@ -359,17 +358,17 @@ async def test_an_answer_that_takes_its_time_reaches_a_client_who_waits(tmp_path
 async def test_who_waits_outside_a_draining_gateway_is_answered_in_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path)
     files = authority.issue()
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)
-    road = Road("gateway", listener.getsockname()[1], authority, files, lambda: asyncio.sleep(0))
-    knocking = asyncio.create_task(road.opened())
-    outside, _ = await asyncio.get_running_loop().sock_accept(listener)
-    answering = asyncio.create_task(turn_away([outside], server_context(str(files.certificate), str(files.key))))
-    reader, writer = await knocking
-    assert (await asked(reader, writer, GET)).startswith(b"HTTP/1.1 503")
-    await ended(writer)
-    await answering
-    listener.close()
+    server = gateway_of(files)
+    async with running(server) as port:
+        # Taken by the kernel alone: the gateway's event loop does not run until it drains.
+        outside = socket.create_connection(("127.0.0.1", port), timeout=5)
+        draining = asyncio.create_task(server.drain())
+        reader, writer = await asyncio.open_connection(
+            sock=outside, ssl=authority.context(), server_hostname="localhost"
+        )
+        assert (await asked(reader, writer, GET)).startswith(b"HTTP/1.1 503")
+        await ended(writer)
+        await draining
 
 
 async def test_on_the_event_loop_of_ray_it_is_the_same(tmp_path: Path) -> None:

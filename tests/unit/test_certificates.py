@@ -82,6 +82,12 @@ async def test_the_doctor_says_for_whom_and_until_when(tmp_path: Path, authority
     assert "RENOVEASY_HTTP_TLS_KEY" in broken["TLS of REST"].advice
 
 
+async def test_a_chain_lasts_as_long_as_the_first_of_it_that_ends(tmp_path: Path, authority: Authority) -> None:
+    """The authority of these tests has 30 days."""
+    said = await found(tmp_path, **authority.issue("longer", days=90).settings("http"))
+    assert "(29 days)" in said["TLS of REST"].what
+
+
 async def test_the_doctor_warns_of_plain_text_on_a_network(tmp_path: Path) -> None:
     assert (await found(tmp_path, bind="0.0.0.0"))["TLS of REST"].verdict == "warn"
     assert (await found(tmp_path))["TLS of REST"].verdict == "ok"

@@ -47,6 +47,16 @@ async def test_a_code_is_in_the_outbox_when_the_request_for_it_is_answered() -> 
     assert "验证码" in item["text"]
 
 
+async def test_a_code_comes_in_the_language_of_the_account_whatever_the_caller_asks_for() -> None:
+    async with client(World()) as http:
+        pair = await logged_in(http)
+        assert (await http.patch("/v1/me", json={"locale": "zh-CN"}, headers=bearer(pair))).status_code == 200
+        await http.post("/v1/auth/otp", json={"phone": PHONE}, headers={"Accept-Language": "en"})
+        texts = [item["text"] for item in (await http.get("/dev/outbox", params={"to": PHONE})).json()["items"]]
+    assert len(texts) == 2
+    assert sum("验证码" in text for text in texts) == 1
+
+
 async def test_a_right_code_opens_a_session_and_makes_the_user_once() -> None:
     async with client(World()) as http:
         first, second = await logged_in(http), await logged_in(http)
