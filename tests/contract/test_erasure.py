@@ -20,6 +20,7 @@ from storage.tables import metadata, partition_log
 from tests.contract.test_rest_conversations import call, keyed, opened
 from tests.contract.test_rest_journey import WORKER, Person, awarded
 from tests.support.databases import migrated
+from tests.support.device_keys import Handset
 from tests.support.pictures import PDF, picture
 from tests.support.rest_platform import RestPlatform
 
@@ -278,6 +279,18 @@ async def test_an_export_holds_all_that_a_person_wrote_and_nothing_that_others_d
     theirs = await exported(town.cleo)
     assert CANARY not in json.dumps(theirs)
     assert [message["texts"] for page in theirs for message in page.get("messages", [])] == [["Cleo's words stay"]]
+
+
+async def test_an_export_names_every_way_in_and_gives_none_away(town: Town) -> None:
+    anna, handset = town.anna, Handset()
+    await anna.ask("PUT", "/v1/me/worker", json=WORKER)
+    key = await anna.post("/v1/auth/device-keys", {"public_key": handset.jwk(), "name": "her phone"}, 201)
+    api_key = await anna.post("/v1/me/api-keys", {"name": "her ledger"}, 201)
+    account = (await anna.post("/v1/me/export", {}))["account"]
+    assert [(item["id"], item["name"]) for item in account["device_keys"]] == [(key["id"], "her phone")]
+    assert [(item["id"], item["name"]) for item in account["api_keys"]] == [(api_key["id"], "her ledger")]
+    assert api_key["key"] not in json.dumps(account)
+    assert "device_keys" not in (await town.cleo.post("/v1/me/export", {}))["account"]
 
 
 async def test_the_cursor_of_another_person_shows_only_what_is_ones_own(town: Town) -> None:
