@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Every test, with the options of pytest that are given: first, alone, what takes time or has the machine to itself; then the
-# rest, two at a time, of which some files share servers that take long to start. Ends with the worst exit code of the parts;
-# with pytest's 5 if none found a test.
+# rest, two at a time, those whose files share servers by the file. Ends with the worst exit code of the parts; with pytest's 5
+# if none found a test.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-alone=(tests/chaos tests/cluster)
-by_file=(tests/simulation tests/contract)
+alone=(tests/chaos tests/cluster tests/simulation)
+by_file=(tests/contract)
 worst=0 found=0
 
 part() {
