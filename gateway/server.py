@@ -46,7 +46,7 @@ _MAX_FRAGMENTS = 1_024
 _TURN_BYTES = 2_048
 """More than a client's `connect`, or its upgrade, or a message of any common length; some thirty of the shortest commands,
 a quarter of a millisecond."""
-_SHARE = 1 / 3
+_SHARE = 1 / 4
 """Turns may take this much of the time that everything else took, and all that nothing else wants."""
 _LITTLE_S = 0.000_3
 """What else there is to do in a turn of the event loop, if it is not worth counting."""

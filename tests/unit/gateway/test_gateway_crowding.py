@@ -139,7 +139,7 @@ async def test_a_flood_is_looked_at_in_turns(open_house: Open, monkeypatch: pyte
 async def test_a_flood_is_put_off_while_there_is_much_else_to_do(
     open_house: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It gets a quarter of the time: a third of what everything else takes."""
+    """It gets a fifth of the time: a quarter of what everything else takes."""
     flood = Flood(monkeypatch, busy_s=0.001)
     took_s = 0.0
     take_turn = WebSocketTransport.take_turn
