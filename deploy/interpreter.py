@@ -16,8 +16,8 @@ SWITCH_S: Final = 0.000_5
 def calm() -> None:
     """Look for cycles seldom, and never among what is there already; let the threads of SQLite's connections have their turn.
 
-    At the defaults a busy host spends a fifth of its time looking through live activations (docs/benchmarks.md), and one read
-    of a gateway that has more to do than it can waits half a second: 5 ms for each of some twenty steps of its thread.
+    At the defaults a busy host spends a fifth of its time looking through live activations (docs/benchmarks.md), and in a
+    gateway that has more to do than it can a read waits half a second: up to 5 ms at each step of its thread.
     """
     gc.collect()
     gc.freeze()

@@ -52,7 +52,6 @@ _LITTLE_S = 0.000_3
 """What else there is to do in a turn of the event loop, if it is not worth counting."""
 _MOST_S = 0.002
 """Of turns in one turn of the event loop."""
-_JUST_ONE_S = 0.000_001
 _UNHEARD = (codes.SLOW.code, codes.NO_PONG.code)
 """Who is closed for these takes nothing, most likely not the close frame either."""
 _HASTE_S = 1.0
@@ -114,9 +113,9 @@ class Turns:
         now_s = self._clock.monotonic_s()
         else_s = now_s - self._until_s
         # Where nothing else wants the time, one turn each time, whatever it costs.
-        self._credit_s = min(self._credit_s + else_s * _SHARE, _MOST_S) if else_s > _LITTLE_S else _JUST_ONE_S
+        self._credit_s = min(self._credit_s + else_s * _SHARE, _MOST_S) if else_s > _LITTLE_S else 0.0
         try:
-            while self._waiting and self._credit_s > 0:
+            while self._waiting and self._credit_s >= 0:
                 self._waiting.popleft().take_turn()
                 before_s, now_s = now_s, self._clock.monotonic_s()
                 self._credit_s -= now_s - before_s

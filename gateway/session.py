@@ -94,15 +94,6 @@ class Close(msgspec.Struct, frozen=True):
 AnyWork = Verify | Attach | Detach | Ask | Sync | History | Attend | Whereabouts
 Effect = bytes | Signal | AnyWork | Close
 
-
-def _first_ping(client_id: str) -> float:
-    """After which part of the interval a connection is pinged first: from half of it to four fifths.
-
-    Each at its own, so that those who come together, from another gateway perhaps, are not pinged together ever after.
-    """
-    return 0.5 + 0.3 * zlib.crc32(client_id.encode()) / 2**32
-
-
 _TOKEN_LANE = "token"  # noqa: S105 - a lane, not a secret
 
 
@@ -543,3 +534,11 @@ def _detail(refused: Refused, locale: str) -> dict[str, object] | None:
     if refused.retry_after_s is not None:
         detail["retry_after_s"] = refused.retry_after_s
     return detail or None
+
+
+def _first_ping(client_id: str) -> float:
+    """After which part of the interval a connection is pinged first: from half of it to four fifths.
+
+    Each at its own, so that those who come together, from another gateway perhaps, are not pinged together ever after.
+    """
+    return 0.5 + 0.3 * zlib.crc32(client_id.encode()) / 2**32

@@ -4,7 +4,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Protocol
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from domain.ports import FactSource, PartitionLog, ReadModels, StreamReader
 from storage.engine import Database
@@ -128,6 +127,8 @@ def partition(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture(scope="module")
 def moto() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer  # which takes long to import, for all who run another test here
+
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()

@@ -281,7 +281,7 @@ async def test_an_export_holds_all_that_a_person_wrote_and_nothing_that_others_d
     assert [message["texts"] for page in theirs for message in page.get("messages", [])] == [["Cleo's words stay"]]
 
 
-async def test_an_export_names_every_way_in_and_gives_none_away(town: Town) -> None:
+async def test_an_export_names_the_keys_and_gives_none_away(town: Town) -> None:
     anna, handset = town.anna, Handset()
     await anna.ask("PUT", "/v1/me/worker", json=WORKER)
     key = await anna.post("/v1/auth/device-keys", {"public_key": handset.jwk(), "name": "her phone"}, 201)

@@ -140,7 +140,10 @@ def slow_read(port: int, token: str) -> Callable[[], Awaitable[None]]:
             await loop.sock_sendall(plain, _UPGRADE + key)
             heard = b""
             while b"\r\n\r\n" not in heard:
-                heard += await loop.sock_recv(plain, 512)
+                came = await loop.sock_recv(plain, 512)
+                if not came:
+                    raise EOFError("not let in")
+                heard += came
             await loop.sock_sendall(plain, _questions(token))
             while True:
                 await asyncio.sleep(DRIP_S)
